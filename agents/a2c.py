@@ -1,0 +1,77 @@
+"""Advantage Actor-Critic, the synchronous form of A3C: Mnih et al. 2016, https://arxiv.org/abs/1602.01783.
+
+What differs from the paper:
+1. Synchronous: all environments' steps make one batch and one gradient step.
+2. The advantage has a trace (`gae_lambda`); 1.0, the default here, is the paper's n-step return.
+3. torch's RMSprop, which adds its epsilon outside of the root; the paper's code added it inside.
+4. A step whose action was ignored, because it only opened an episode, has weight zero in every mean.
+5. A truncated episode bootstraps from its last observation instead of counting as lost.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from agents.on_policy import Batch, OnPolicyAgent, OnPolicyConfig, masked_mean, policy_terms
+
+
+@dataclass(frozen=True)
+class A2CConfig(OnPolicyConfig):
+    """Settings of A2C."""
+
+    num_envs: int = 16
+    """Games played side by side."""
+    rollout_steps: int = 5
+    """Agent steps of each game between two updates."""
+    learning_rate: float = 7e-4
+    """Step size of RMSprop at the start."""
+    gae_lambda: float = 1.0
+    """Trace of the advantage estimate: 0 trusts the value, 1 the return."""
+    value_coefficient: float = 0.25
+    """Weight of the value's squared error."""
+    normalize_advantages: bool = False
+    """Give the advantages of each rollout mean 0 and deviation 1."""
+    rms_decay: float = 0.99
+    """Memory of RMSprop's mean square."""
+
+
+def a2c_loss(logits: Tensor, values: Tensor, batch: Batch, *, entropy: float, value: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """The policy-gradient objective with a baseline, negated to be minimised.
+
+    Args:
+        logits: (B, A).
+        values: (B,).
+        batch: What was done and how it turned out.
+        entropy: Weight of the entropy bonus.
+        value: Weight of the value's error.
+
+    Returns:
+        The loss and its parts, scalars.
+    """
+    log_probs, entropies = policy_terms(logits, batch.actions)
+    policy_loss = -masked_mean(batch.advantages * log_probs, batch.weights)
+    value_loss = masked_mean((batch.returns - values) ** 2, batch.weights)
+    bonus = masked_mean(entropies, batch.weights)
+    loss = policy_loss - entropy * bonus + value * value_loss
+    return loss, {"loss/policy": policy_loss, "loss/value": value_loss, "policy/entropy": bonus}
+
+
+class A2C(OnPolicyAgent):
+    """One gradient step over each rollout."""
+
+    config: A2CConfig
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """RMSprop."""
+        return torch.optim.RMSprop(
+            self.network.parameters(), lr=self.config.learning_rate, alpha=self.config.rms_decay, eps=1e-5
+        )
+
+    def update(self, rollout: Batch) -> dict[str, Tensor]:
+        """Learn from a rollout."""
+        return self.gradient_step(rollout, torch.arange(rollout.actions.shape[0], device=self.setting.device))
+
+    def loss(self, logits: Tensor, values: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `a2c_loss`."""
+        return a2c_loss(logits, values, batch, entropy=self.config.entropy_coefficient, value=self.config.value_coefficient)

@@ -1,0 +1,69 @@
+"""What training and evaluation ask of an agent, and what a run gives to one."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from envs.contract import GameDescription, TimeStep
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a run gives to an agent beside the agent's own config."""
+
+    game: GameDescription
+    num_envs: int
+    groups: tuple[slice, ...]
+    total_frames: int  # emulator frames of the whole run; schedules end there
+    seed: int
+    device: torch.device
+    precision: torch.dtype  # of the networks' arithmetic; weights stay float32
+    learn_threads: int  # CPU threads that share an update
+
+
+class Decision(NamedTuple):
+    """What an agent thinks of N observations."""
+
+    probabilities: NDArray[np.float32]  # (N, A) of the policy that is played
+    values: NDArray[np.float32]  # (N,) expected return, in the agent's own reward units
+
+
+class Player(Protocol):
+    """A frozen policy with its own stack of frames: it plays and never learns."""
+
+    def decide(self, timestep: TimeStep) -> Decision:
+        """Look at one more step of all its environments."""
+
+
+class Agent(Protocol):
+    """Learns from N environments, a group of them at a time.
+
+    For each group in turn: `observe` what its last actions brought, then, unless `holds`, `act`. An agent `holds` while it needs
+    the other groups' steps before it may act again (a rollout ends for all groups at once).
+    """
+
+    default_policy: ClassVar[str]  # how a frozen agent plays unless told otherwise: `sample`, `greedy` or `epsilon 0.001`
+    frames: int  # emulator frames observed
+    steps: int  # agent steps observed
+
+    @property
+    def holds(self) -> bool:
+        """Whether `act` has to wait for other groups."""
+
+    def act(self, timestep: TimeStep, slots: slice) -> NDArray[np.int64]:
+        """Choose actions for a group: (slots,)."""
+
+    def observe(self, timestep: TimeStep, slots: slice) -> dict[str, float] | None:
+        """Take in a group's step, and learn if it is time to; returns metrics where an update was made."""
+
+    def player(self, num_envs: int, policy: str) -> Player:
+        """A frozen player for `num_envs` environments."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides what comes next: nested dicts of tensors and JSON values."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back a state."""

@@ -1,0 +1,261 @@
+"""Deep Q-Network: Mnih et al. 2015, "Human-level control through deep reinforcement learning", https://doi.org/10.1038/nature14236.
+
+With double Q-learning (van Hasselt et al. 2016, https://arxiv.org/abs/1509.06461) and n-step returns (Sutton 1988) as options.
+
+What differs from the paper:
+1. Adam and the squared error instead of RMSprop and the Huber loss, after Dopamine's findings; `--loss huber` is there.
+2. Several games are played side by side; `update_steps` counts the agent steps of all of them.
+3. A lost life ends the return only with `--end-on-life-loss`.
+4. In a short run, replay is no larger than the run, learning starts after 5 % of it and exploration has fallen after 25 % at latest.
+5. A step whose action was ignored, because it only opened an episode, has weight zero in the loss.
+6. A truncated episode bootstraps from its last observation instead of counting as lost.
+"""
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from agents.agent import Setting
+from agents.networks import QNetwork
+from agents.normalize import Kind, RewardTransform
+from agents.player import NetworkPlayer
+from agents.replay import Replay, Transitions
+from agents.schedules import linear
+from agents.torch_setup import autocast
+from envs.contract import InputError, TimeStep
+
+_REPORT_UPDATES = 50  # updates between two rows of metrics
+_PLAY_EPSILON = 0.001  # of a frozen agent
+
+
+@dataclass(frozen=True)
+class DQNConfig:
+    """Settings of DQN."""
+
+    num_envs: int = 8
+    """Games played side by side."""
+    capacity: int = 1_000_000
+    """Agent steps that replay holds."""
+    batch_size: int = 32
+    """Transitions an update learns from."""
+    update_steps: int = 4
+    """Agent steps, over all games, from update to update."""
+    target_frames: int = 32_000
+    """Emulator frames from one copy of the network into the target network to the next."""
+    start_frames: int = 80_000
+    """Emulator frames before the first update; at most 5 % of the run."""
+    epsilon_start: float = 1.0
+    """Share of random actions at the start."""
+    epsilon_end: float = 0.01
+    """Share of random actions after `epsilon_frames`."""
+    epsilon_frames: int = 1_000_000
+    """Emulator frames in which the share of random actions falls; at most 25 % of the run."""
+    learning_rate: float = 6.25e-5
+    """Step size of Adam."""
+    discount: float = 0.99
+    """Weight of the reward one agent step later."""
+    n_step: int = 1
+    """Rewards that are added up before a value is trusted."""
+    double: bool = False
+    """Choose the next action by the network that learns, and value it by the target network."""
+    loss: Literal["mse", "huber"] = "mse"
+    """Error to minimise."""
+    max_grad_norm: float = 10.0
+    """Length at which gradients are clipped."""
+    reward: Kind = "clip"
+    """What the agent makes of the game's score: clip, scale, normalize or none."""
+    reward_scale: float = 1.0
+    """Factor for `--reward scale`."""
+    end_on_life_loss: bool = False
+    """End the return, not the game, where a life is lost."""
+    frame_stack: int = 4
+    """Frames that the agent sees at once."""
+    torso: Literal["auto", "nature", "impala"] = "auto"
+    """Network for images; RAM and vectors have one of their own."""
+
+
+def td_targets(batch: Transitions, target_values: Tensor, choosing_values: Tensor) -> Tensor:
+    """What the values of the actions taken should have been.
+
+    Args:
+        batch: What happened.
+        target_values: (B, A) of the next states, by the target network.
+        choosing_values: (B, A) of the next states, by the network whose best action counts: the target network itself in DQN, the
+            network that learns in double DQN.
+
+    Returns:
+        (B,) `rewards + discounts * target_values[argmax choosing_values]`.
+    """
+    best = choosing_values.argmax(-1, keepdim=True)
+    return batch.rewards + batch.discounts * target_values.gather(-1, best).squeeze(-1)
+
+
+def dqn_loss(values: Tensor, targets: Tensor, batch: Transitions, kind: str) -> Tensor:
+    """Mean error of the actions taken, over the transitions that count.
+
+    Args:
+        values: (B, A) of the states.
+        targets: (B,) see `td_targets`.
+        batch: What happened.
+        kind: `mse` or `huber`.
+
+    Returns:
+        A scalar.
+    """
+    taken = values.gather(-1, batch.actions.unsqueeze(-1)).squeeze(-1)
+    error = nn.functional.huber_loss if kind == "huber" else nn.functional.mse_loss
+    return (error(taken, targets, reduction="none") * batch.weights).sum() / batch.weights.sum().clamp(min=1)
+
+
+class DQN:
+    """Acts epsilon-greedily and learns from replay."""
+
+    default_policy: ClassVar[str] = f"epsilon {_PLAY_EPSILON}"
+
+    def __init__(self, config: DQNConfig, setting: Setting) -> None:
+        """Build the networks, the optimiser and replay.
+
+        Raises:
+            InputError: replay does not fit into memory.
+        """
+        self.config, self.setting = config, setting
+        self.frames = self.steps = self.updates = 0
+        torch.manual_seed(setting.seed)  # the initial weights are drawn from the global generator
+        game = setting.game
+        self.network = QNetwork(game, config.frame_stack, config.torso).to(setting.device)
+        self.target = copy.deepcopy(self.network).requires_grad_(False)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate, eps=1.5e-4, fused=True)
+        self.generator = torch.Generator().manual_seed(setting.seed)
+        self.rewards = RewardTransform(config.reward, config.reward_scale, config.discount, setting.num_envs)
+        steps = math.ceil(setting.total_frames / np.mean(game.protocol.frame_skip))  # that the run will fill, about
+        dtype = getattr(torch, game.observation_dtype)
+        self.replay = Replay(min(config.capacity, steps), setting.num_envs, config.frame_stack, game.observation_shape, dtype)
+        self._times = {group.start: -1 for group in setting.groups}  # each group's newest step
+        self._slots = torch.arange(setting.num_envs)
+        self._credit = 0  # agent steps that no update has used up yet
+        self._losses: list[Tensor] = []
+        self._target_frames = 0  # when the target network was last copied
+
+    @property
+    def holds(self) -> bool:
+        """Never: replay takes groups as they come."""
+        return False
+
+    @property
+    def start_frames(self) -> float:
+        """Emulator frames before the first update."""
+        return min(self.config.start_frames, 0.05 * self.setting.total_frames)
+
+    @property
+    def epsilon(self) -> float:
+        """Share of random actions now."""
+        falling = min(self.config.epsilon_frames, 0.25 * self.setting.total_frames)
+        return linear(self.config.epsilon_start, self.config.epsilon_end, self.frames / max(falling, 1))
+
+    def act(self, timestep: TimeStep, slots: slice) -> NDArray[np.int64]:
+        """Take the best action, or now and then any."""
+        t = self._times[slots.start]
+        ids = self._slots[slots]
+        with torch.no_grad(), autocast(self.setting):
+            stacks = self.replay.stacks(torch.full_like(ids, t), ids).to(self.setting.device)
+            best = self.network(stacks).argmax(-1).cpu()
+        anything = torch.randint(self.setting.game.num_actions, best.shape, generator=self.generator)
+        actions = torch.where(torch.rand(best.shape, generator=self.generator) < self.epsilon, anything, best)
+        self.replay.actions[t % self.replay.rows, slots] = actions.to(torch.uint8)
+        return actions.numpy()
+
+    def observe(self, timestep: TimeStep, slots: slice) -> dict[str, float] | None:
+        """Store what the last actions brought, and make the updates that are due."""
+        self.frames += int(timestep.frames.sum())
+        played = int((~timestep.is_first).sum())
+        self.steps += played
+        t = self._times[slots.start]
+        if t >= 0:
+            self._note_outcome(t, timestep, slots)
+        t = self._times[slots.start] = t + 1
+        self.replay.put_frame(t, slots, torch.from_numpy(timestep.observation), torch.from_numpy(timestep.is_first))
+        if self.frames < self.start_frames:
+            return None
+        self._credit += played
+        return self._learn()
+
+    def _note_outcome(self, t: int, timestep: TimeStep, slots: slice) -> None:
+        terminated = timestep.terminated | timestep.life_lost if self.config.end_on_life_loss else timestep.terminated
+        outcome = (self.rewards(timestep, slots), terminated, terminated | timestep.truncated, ~timestep.is_first)
+        self.replay.put_outcome(t, slots, *map(torch.from_numpy, outcome))
+
+    def _learn(self) -> dict[str, float] | None:
+        span = self.replay.span(max(self._times.values()), min(self._times.values()), self.config.n_step)
+        while self._credit >= self.config.update_steps and span[0] < span[1]:
+            self._credit -= self.config.update_steps
+            batch = self.replay.sample(self.config.batch_size, span, self.config.n_step, self.config.discount, self.generator)
+            self._losses.append(self._update(Transitions(*(field.to(self.setting.device) for field in batch))))
+        if self.frames - self._target_frames >= self.config.target_frames:
+            self.target.load_state_dict(self.network.state_dict())
+            self._target_frames = self.frames
+        if len(self._losses) < _REPORT_UPDATES:
+            return None
+        loss, value, norm = torch.stack(self._losses).mean(0).tolist()  # one wait for the device, not one an update
+        self._losses.clear()
+        return {"loss/td": loss, "value/mean": value, "gradient/norm": norm, "policy/epsilon": self.epsilon}
+
+    def _update(self, batch: Transitions) -> Tensor:
+        """One gradient step; returns loss, mean value and the gradient's length before clipping."""
+        with torch.no_grad(), autocast(self.setting):
+            target_values = self.target(batch.next_stacks)
+            choosing_values = self.network(batch.next_stacks) if self.config.double else target_values
+        with autocast(self.setting):
+            values = self.network(batch.stacks)
+        loss = dqn_loss(values, td_targets(batch, target_values, choosing_values), batch, self.config.loss)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.max_grad_norm)
+        self.optimizer.step()
+        self.updates += 1
+        return torch.stack([loss.detach(), values.detach().mean(), norm])
+
+    def player(self, num_envs: int, policy: str) -> NetworkPlayer:
+        """A frozen player: `greedy`, or with one random action in a thousand (`epsilon 0.001`).
+
+        Raises:
+            InputError: another policy is asked for.
+        """
+        if policy not in ("greedy", self.default_policy):
+            raise InputError(f"--policy {policy}: dqn has no policy to sample from; expected greedy")
+        epsilon = 0.0 if policy == "greedy" else _PLAY_EPSILON
+
+        def play(stacks: Tensor) -> tuple[Tensor, Tensor]:
+            values = self.network(stacks)
+            best = nn.functional.one_hot(values.argmax(-1), values.shape[-1])
+            return best * (1 - epsilon) + epsilon / values.shape[-1], values.max(-1).values
+
+        return NetworkPlayer(play, num_envs, self.config.frame_stack, self.setting)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Networks, optimiser, counters, reward moments and the generator; replay is not part of it and fills anew."""
+        counters = {"frames": self.frames, "steps": self.steps, "updates": self.updates}
+        return {
+            "weights": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "target": self.target.state_dict(),
+            "generator": self.generator.get_state(),
+            "rewards": self.rewards.state_dict(),
+            "counters": {**counters, "credit": self._credit, "target_frames": self._target_frames},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back a state; the next observation is the first in replay."""
+        self.network.load_state_dict(state["weights"])
+        self.target.load_state_dict(state["target"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"].cpu())
+        self.rewards.load_state_dict(state["rewards"])
+        counters = state["counters"]
+        self.frames, self.steps, self.updates = (counters[name] for name in ("frames", "steps", "updates"))
+        self._credit, self._target_frames = counters["credit"], counters["target_frames"]

@@ -1,0 +1,57 @@
+"""Frame stacking. Environments hand out single frames; here they become the short film that an agent looks at.
+
+frame:     a0  a1  a2  b0  b1        (b0 opens an episode)
+stack of 3 at b1:      0   b0  b1    a frame from before the episode is black
+"""
+
+import torch
+from torch import Tensor
+
+
+class FrameStack:
+    """The last `depth` frames of each environment, kept on the device for acting."""
+
+    def __init__(self, num_envs: int, depth: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+        """Start with black frames."""
+        self.frames = torch.zeros((num_envs, depth, *shape), dtype=dtype, device=device)
+
+    def push(self, observation: Tensor, is_first: Tensor, slots: slice) -> Tensor:
+        """Add one frame to some environments; (n, *shape), (n,) -> a view of their stacks (n, depth, *shape)."""
+        stack = self.frames[slots]
+        if stack.shape[1] > 1:
+            stack[:, :-1] = stack[:, 1:].clone()
+            blacken(stack[:, :-1], is_first[:, None].expand(-1, stack.shape[1] - 1))
+        stack[:, -1] = observation
+        return stack
+
+
+def next_age(age: Tensor, is_first: Tensor, depth: int) -> Tensor:
+    """How many frames of its episode lie before each frame, as far as a stack can see: 0 where it is first, at most depth - 1."""
+    return torch.where(is_first, torch.zeros_like(age), (age + 1).clamp(max=depth - 1))
+
+
+def gather_stacks(frames: Tensor, age: Tensor, rows: Tensor, slots: Tensor, depth: int) -> Tensor:
+    """Build stacks out of frames that are stored once.
+
+    Args:
+        frames: (R, N, *shape) a ring of R rows in time; the row before row 0 is row R - 1.
+        age: (R, N) see `next_age`.
+        rows: (B,) row of each stack's newest frame.
+        slots: (B,) environment of each stack.
+        depth: Frames in a stack.
+
+    Returns:
+        (B, depth, *shape), oldest frame first.
+    """
+    if depth == 1:
+        return frames[rows, slots].unsqueeze(1)
+    back = torch.arange(depth - 1, -1, -1, device=rows.device)
+    stacks = frames[(rows[:, None] - back) % frames.shape[0], slots[:, None]]
+    return blacken(stacks, age[rows, slots][:, None].int() < back)
+
+
+def blacken(stacks: Tensor, before_episode: Tensor) -> Tensor:
+    """Make black what lies before the episode, in place: (B, depth, *shape), (B, depth) bool."""
+    if stacks.device.type == "cpu" and not before_episode.any():  # rare; but asking a GPU would stall it
+        return stacks
+    return stacks.masked_fill_(before_episode.view(*before_episode.shape, *[1] * (stacks.dim() - 2)), 0)

@@ -1,0 +1,69 @@
+"""What an agent makes of the game's score before it learns from it. The environment and every logged score keep the truth.
+
+- `clip`: to -1..1, as in Mnih et al. 2015: one learning rate for all games, but one pin and a strike look the same.
+- `scale`: times a constant.
+- `normalize`: divided by the running standard deviation of the discounted return, clipped to 10 of them (Engstrom et al. 2020,
+  "Implementation Matters in Deep RL", arXiv 2005.12729).
+- `none`: as it is.
+"""
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.contract import TimeStep
+
+Kind = Literal["clip", "scale", "normalize", "none"]
+_LIMIT = 10.0  # standard deviations
+_EPSILON = 1e-8
+
+
+class RewardTransform:
+    """The transform of N environments' rewards; only `normalize` has a state."""
+
+    def __init__(self, kind: Kind, scale: float, discount: float, num_envs: int) -> None:
+        """Choose a kind; `scale` is for `scale`, `discount` for `normalize`."""
+        self._kind, self._scale, self._discount = kind, scale, discount
+        self._returns = np.zeros(num_envs)
+        self._count, self._mean, self._squares = 0, 0.0, 0.0  # of the returns seen: Welford's running moments
+
+    def __call__(self, timestep: TimeStep, slots: slice) -> NDArray[np.float32]:
+        """(n,) rewards to learn from."""
+        if self._kind == "clip":
+            return np.clip(timestep.reward, -1, 1)
+        if self._kind == "scale":
+            return timestep.reward * np.float32(self._scale)
+        if self._kind == "none":
+            return timestep.reward
+        self._watch(timestep, slots)
+        deviation = math.sqrt(self._squares / max(self._count, 1) + _EPSILON)
+        return np.clip(timestep.reward / np.float32(deviation), -_LIMIT, _LIMIT)
+
+    def _watch(self, timestep: TimeStep, slots: slice) -> None:
+        """Take the returns of these environments into the moments; a new episode's return starts at zero."""
+        running = np.where(timestep.is_first, 0.0, self._returns[slots] * self._discount + timestep.reward)
+        self._returns[slots] = running
+        returns = running[~timestep.is_first]
+        if not returns.size:
+            return
+        count = self._count + returns.size
+        shift = returns.mean() - self._mean
+        self._squares += ((returns - returns.mean()) ** 2).sum() + shift**2 * self._count * returns.size / count
+        self._mean += shift * returns.size / count
+        self._count = count
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides what the next reward becomes."""
+        return {
+            "returns": self._returns.tolist(),
+            "count": self._count,
+            "mean": float(self._mean),
+            "squares": float(self._squares),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back a state."""
+        self._returns = np.asarray(state["returns"])
+        self._count, self._mean, self._squares = state["count"], state["mean"], state["squares"]

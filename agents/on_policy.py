@@ -1,0 +1,253 @@
+"""All that A2C and PPO share: act, fill a rollout, learn from it, begin the next. The one hook is `update`."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from agents.agent import Setting
+from agents.networks import ActorCritic
+from agents.normalize import Kind, RewardTransform
+from agents.player import NetworkPlayer
+from agents.rollout import Rollout, generalized_advantages
+from agents.schedules import linear
+from agents.shards import Shards
+from agents.torch_setup import autocast
+from envs.contract import TimeStep
+
+
+@dataclass(frozen=True)
+class OnPolicyConfig:
+    """What A2C and PPO have in common."""
+
+    num_envs: int
+    """Games played side by side."""
+    rollout_steps: int
+    """Agent steps of each game between two updates."""
+    learning_rate: float
+    """Step size of the optimiser at the start."""
+    anneal_learning_rate: bool = True
+    """Let the learning rate fall linearly to zero at the end of the run."""
+    discount: float = 0.99
+    """Weight of the reward one agent step later."""
+    gae_lambda: float = 0.95
+    """Trace of the advantage estimate: 0 trusts the value, 1 the return."""
+    entropy_coefficient: float = 0.01
+    """Weight of the bonus for undecided policies."""
+    value_coefficient: float = 0.5
+    """Weight of the value's squared error."""
+    max_grad_norm: float = 0.5
+    """Length at which gradients are clipped."""
+    normalize_advantages: bool = True
+    """Give the advantages of each rollout mean 0 and deviation 1."""
+    reward: Kind = "clip"
+    """What the agent makes of the game's score: clip, scale, normalize or none."""
+    reward_scale: float = 1.0
+    """Factor for `--reward scale`."""
+    end_on_life_loss: bool = False
+    """End the return, not the game, where a life is lost."""
+    frame_stack: int = 4
+    """Frames that the agent sees at once."""
+    torso: Literal["auto", "nature", "impala"] = "auto"
+    """Network for images; RAM and vectors have one of their own."""
+
+
+class Batch(NamedTuple):
+    """Samples to learn from, in any order."""
+
+    stacks: Tensor  # (B, depth, *shape)
+    actions: Tensor  # (B,)
+    log_probs: Tensor  # (B,) of the policy that acted
+    values: Tensor  # (B,) of the critic that acted
+    advantages: Tensor  # (B,)
+    returns: Tensor  # (B,) what the value should have been
+    weights: Tensor  # (B,) 1, or 0 where the action was ignored
+
+
+def masked_mean(x: Tensor, weights: Tensor) -> Tensor:
+    """Mean over the samples that count; 0 where none does."""
+    return (x * weights).sum() / weights.sum().clamp(min=1)
+
+
+def normalized(advantages: Tensor, mask: Tensor, floor: float = 1e-3) -> Tensor:
+    """Mean 0 and deviation 1 over what counts; `floor` keeps a rollout without any reward from being noise blown up."""
+    mean = masked_mean(advantages, mask)
+    deviation = masked_mean((advantages - mean) ** 2, mask).sqrt()
+    return (advantages - mean) / (deviation + floor)
+
+
+def policy_terms(logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the actions and entropies: (B, A), (B,) -> (B,), (B,)."""
+    log_probs = torch.log_softmax(logits, dim=-1)
+    return log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1), -(log_probs.exp() * log_probs).sum(-1)
+
+
+class OnPolicyAgent(ABC):
+    """Collects rollouts and learns from each once."""
+
+    default_policy: ClassVar[str] = "sample"
+
+    def __init__(self, config: OnPolicyConfig, setting: Setting) -> None:
+        """Build the network, the optimiser and the rollout's memory."""
+        self.config, self.setting = config, setting
+        self.frames = self.steps = self.updates = 0
+        torch.manual_seed(setting.seed)  # the initial weights are drawn from the global generator
+        game = setting.game
+        self.network = ActorCritic(game, config.frame_stack, config.torso).to(setting.device)
+        self.optimizer = self.make_optimizer()
+        self.shards = Shards(self.network, setting.learn_threads)
+        self.generator = torch.Generator(setting.device).manual_seed(setting.seed)
+        self.rewards = RewardTransform(config.reward, config.reward_scale, config.discount, setting.num_envs)
+        dtype = getattr(torch, game.observation_dtype)
+        self.rollout = Rollout(
+            config.rollout_steps, setting.num_envs, config.frame_stack, game.observation_shape, dtype, setting.device
+        )
+        self._times = {group.start: -1 for group in setting.groups}  # each group's step in the rollout
+
+    @abstractmethod
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """The algorithm's optimiser over `self.network`."""
+
+    @abstractmethod
+    def loss(self, logits: Tensor, values: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The algorithm's loss, a mean over the batch, and its parts."""
+
+    @abstractmethod
+    def update(self, rollout: Batch) -> dict[str, Tensor]:
+        """Learn from a whole rollout, (T * N) samples with time first; returns metrics as scalars on the device."""
+
+    @property
+    def holds(self) -> bool:
+        """True from the first group's last step of a rollout to the last group's."""
+        return any(time == self.config.rollout_steps for time in self._times.values())
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done, 0 to 1."""
+        return self.frames / self.setting.total_frames
+
+    def act(self, timestep: TimeStep, slots: slice) -> NDArray[np.int64]:
+        """Sample actions for a group and note what they were worth."""
+        t = self._times[slots.start]
+        with torch.no_grad(), autocast(self.setting):
+            logits, values = self.network(self.rollout.stacks_at(t, slots))
+            actions = torch.multinomial(logits.softmax(-1), 1, generator=self.generator).squeeze(-1)
+            log_probs, _ = policy_terms(logits, actions)
+        self.rollout.actions[t, slots] = actions
+        self.rollout.values[t, slots] = values
+        self.rollout.log_probs[t, slots] = log_probs
+        return actions.cpu().numpy()
+
+    def observe(self, timestep: TimeStep, slots: slice) -> dict[str, float] | None:
+        """Note what the last actions brought; at the end of a rollout, learn."""
+        self.frames += int(timestep.frames.sum())
+        self.steps += int((~timestep.is_first).sum())
+        t = self._times[slots.start]
+        if t >= 0:
+            self._note_outcome(t, timestep, slots)
+        t = self._times[slots.start] = t + 1
+        self.rollout.put_frame(t, slots, self._tensor(timestep.observation), self._tensor(timestep.is_first))
+        if any(time < self.config.rollout_steps for time in self._times.values()):
+            return None
+        return self._learn()
+
+    def _note_outcome(self, t: int, timestep: TimeStep, slots: slice) -> None:
+        terminated = timestep.terminated | timestep.life_lost if self.config.end_on_life_loss else timestep.terminated
+        end = terminated | timestep.truncated
+        reward = self.rewards(timestep, slots)
+        self.rollout.put_outcome(t, slots, *map(self._tensor, (reward, terminated, end, ~timestep.is_first)))
+
+    def _tensor(self, array: NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(array).to(self.setting.device)
+
+    def _learn(self) -> dict[str, float]:
+        for group in self.optimizer.param_groups:
+            anneal = self.config.anneal_learning_rate
+            group["lr"] = linear(self.config.learning_rate, 0.0, self.progress) if anneal else self.config.learning_rate
+        batch = self._batch()
+        metrics = self.update(batch)
+        self.updates += 1
+        variance = explained_variance(batch.values, batch.returns, batch.weights)
+        self.rollout.carry_over()
+        self._times = dict.fromkeys(self._times, 0)
+        values = torch.stack([*metrics.values(), variance]).tolist()  # one wait for the device, not one a metric
+        return {**dict(zip([*metrics, "value/explained_variance"], values, strict=True)), "learning_rate": group["lr"]}
+
+    def _batch(self) -> Batch:
+        """The rollout with its advantages, flattened; stacks are left to be gathered a minibatch at a time."""
+        rollout, config = self.rollout, self.config
+        with torch.no_grad(), autocast(self.setting):
+            rollout.values[-1] = self.network(rollout.stacks_at(rollout.steps, slice(None)))[1]
+        advantages = generalized_advantages(
+            rollout.rewards, rollout.values, rollout.terminated, rollout.ends, rollout.mask, config.discount, config.gae_lambda
+        )
+        values, weights = rollout.values[:-1], rollout.mask.float()
+        returns = advantages + values
+        if config.normalize_advantages:
+            advantages = normalized(advantages, weights)
+        fields = (rollout.actions, rollout.log_probs, values, advantages, returns, weights)
+        return Batch(rollout.frames[:0], *(field.flatten() for field in fields))
+
+    def gradient_step(self, rollout: Batch, indices: Tensor) -> dict[str, Tensor]:
+        """One clipped gradient step on some samples of a rollout: indices (B,) into T * N."""
+        total = rollout.weights[indices].sum().clamp(min=1)
+
+        def work(network: nn.Module, part: Tensor) -> dict[str, Tensor]:
+            stacks = self.rollout.stacks(part // self.rollout.num_envs, part % self.rollout.num_envs)
+            batch = Batch(stacks, *(field[part] for field in rollout[1:]))
+            with autocast(self.setting):
+                logits, values = network(stacks)
+            loss, parts = self.loss(logits, values, batch)
+            share = batch.weights.sum() / total
+            (loss * share).backward()  # type: ignore[no-untyped-call]
+            return {name: value.detach() * share for name, value in {**parts, "loss/total": loss}.items()}
+
+        metrics = self.shards.gradients(work, indices)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.max_grad_norm)
+        self.optimizer.step()
+        return {**metrics, "gradient/norm": norm}
+
+    def player(self, num_envs: int, policy: str) -> NetworkPlayer:
+        """A frozen player that samples from the policy, or takes its likeliest action (`greedy`)."""
+        return NetworkPlayer(
+            self._play_greedy if policy == "greedy" else self._play, num_envs, self.config.frame_stack, self.setting
+        )
+
+    def _play(self, stacks: Tensor) -> tuple[Tensor, Tensor]:
+        logits, values = self.network(stacks)
+        return logits.softmax(-1), values
+
+    def _play_greedy(self, stacks: Tensor) -> tuple[Tensor, Tensor]:
+        logits, values = self.network(stacks)
+        return nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).float(), values
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, optimiser, counters, reward moments and the generator."""
+        return {
+            "weights": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "rewards": self.rewards.state_dict(),
+            "counters": {"frames": self.frames, "steps": self.steps, "updates": self.updates},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back a state; the next observation opens a new rollout."""
+        self.network.load_state_dict(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+        self.rewards.load_state_dict(state["rewards"])
+        self.frames, self.steps, self.updates = (state["counters"][name] for name in ("frames", "steps", "updates"))
+
+
+def explained_variance(values: Tensor, returns: Tensor, weights: Tensor) -> Tensor:
+    """1 where the value foretells the returns exactly, 0 where it is no better than their mean."""
+
+    def variance(x: Tensor) -> Tensor:
+        return masked_mean((x - masked_mean(x, weights)) ** 2, weights)
+
+    return 1 - variance(returns - values) / variance(returns).clamp(min=1e-8)

@@ -1,0 +1,133 @@
+"""Experience replay: a ring of steps, each frame stored once and stacked when sampled.
+
+    row:        t-3  t-2  t-1   t   t+1  t+2  t+3
+    frame:      └─── stack ────┘
+    outcome:                    r_t r_t+1 r_t+2          n = 3 steps of reward,
+    frame:                 └──── stack ──────┘           then the value of the state that they led to
+
+A window of n steps stops early at an end; at a truncation or a lost episode it takes the value of the last state it saw.
+"""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from agents.frames import gather_stacks, next_age
+from envs.contract import InputError
+
+
+class Transitions(NamedTuple):
+    """A batch sampled from replay."""
+
+    stacks: Tensor  # (B, depth, *shape)
+    actions: Tensor  # (B,)
+    rewards: Tensor  # (B,) discounted sum of up to n steps
+    discounts: Tensor  # (B,) weight of the value of `next_stacks`; 0 where the task was over
+    next_stacks: Tensor  # (B, depth, *shape)
+    weights: Tensor  # (B,) 1, or 0 where the action was ignored
+
+
+class Replay:
+    """The last `capacity` steps of N environments, in CPU memory."""
+
+    def __init__(self, capacity: int, num_envs: int, depth: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        """Lay out the memory (the system fills it in as it is first written).
+
+        Raises:
+            InputError: it would need more memory than is free.
+        """
+        self.num_envs, self.depth = num_envs, depth
+        self.rows = max(-(-capacity // num_envs), depth + 2)
+        check_memory(self.rows * num_envs, bytes_per_step(shape, dtype))
+        self.frames = torch.zeros((self.rows, num_envs, *shape), dtype=dtype)
+        self.rewards = torch.zeros((self.rows, num_envs))
+        self.age, self.actions = torch.zeros((2, self.rows, num_envs), dtype=torch.uint8)
+        self.terminated, self.ends, self.mask = torch.zeros((3, self.rows, num_envs), dtype=torch.bool)
+
+    def put_frame(self, t: int, slots: slice, observation: Tensor, is_first: Tensor) -> None:
+        """Store the observation of step t, in place of the one that is `rows` steps older."""
+        row = t % self.rows
+        self.frames[row, slots] = observation
+        self.age[row, slots] = next_age(self.age[row - 1, slots], is_first, self.depth)
+
+    def put_outcome(self, t: int, slots: slice, reward: Tensor, terminated: Tensor, end: Tensor, mask: Tensor) -> None:
+        """Store what the action of step t brought."""
+        row = t % self.rows
+        self.rewards[row, slots], self.terminated[row, slots] = reward, terminated
+        self.ends[row, slots], self.mask[row, slots] = end, mask
+
+    def stacks(self, t: Tensor, slots: Tensor) -> Tensor:
+        """Observations as the agent sees them: (B,), (B,) -> (B, depth, *shape)."""
+        return gather_stacks(self.frames, self.age, t % self.rows, slots, self.depth)
+
+    def span(self, newest: int, complete: int, n: int) -> tuple[int, int]:
+        """First step that may be sampled, and the first that may no more.
+
+        Args:
+            newest: Last step whose frame was put for any environment.
+            complete: Last step whose frame was put for every environment.
+            n: Length of the reward window; the frame after it has to be there.
+        """
+        oldest = newest - self.rows + 1
+        return (oldest + self.depth - 1 if oldest > 0 else 0), complete - n + 1
+
+    def sample(self, size: int, span: tuple[int, int], n: int, discount: float, generator: torch.Generator) -> Transitions:
+        """Draw transitions uniformly from a span of steps."""
+        t = torch.randint(*span, (size,), generator=generator)
+        slots = torch.randint(self.num_envs, (size,), generator=generator)
+        return self.transitions(t, slots, n, discount)
+
+    def transitions(self, t: Tensor, slots: Tensor, n: int, discount: float) -> Transitions:
+        """The transitions that begin at some steps: (B,), (B,)."""
+        going = torch.ones_like(t, dtype=torch.bool)  # the window has not ended yet
+        over = torch.zeros_like(going)  # the task has
+        reward, length = torch.zeros(len(t)), torch.zeros_like(t)
+        for k in range(n):
+            row = (t + k) % self.rows
+            going = going & self.mask[row, slots]
+            reward += going * discount**k * self.rewards[row, slots]
+            length += going
+            over |= going & self.terminated[row, slots]
+            going = going & ~self.ends[row, slots]
+        return Transitions(
+            self.stacks(t, slots),
+            self.actions[t % self.rows, slots].long(),
+            reward,
+            discount**length * ~over,
+            self.stacks(t + length, slots),
+            self.mask[t % self.rows, slots].float(),
+        )
+
+
+def bytes_per_step(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    """Memory of one step in bytes: its frame, reward, age, action and three flags."""
+    frame = torch.Size(shape).numel() * dtype.itemsize
+    return frame + 4 + 2 + 3
+
+
+def check_memory(steps: int, bytes_a_step: int) -> None:
+    """Refuse a replay that does not fit.
+
+    Raises:
+        InputError: it needs more than nine tenths of what is free.
+    """
+    need, free = steps * bytes_a_step, free_memory()
+    if free is not None and need > 0.9 * free:
+        fits = int(0.9 * free) // bytes_a_step // 1000 * 1000
+        raise InputError(
+            f"replay of {steps:,} steps needs {need / 1e9:.1f} GB ({bytes_a_step:,} bytes each) "
+            f"and {free / 1e9:.1f} GB are free; --capacity {max(fits, 1000)} fits"
+        )
+
+
+def free_memory() -> int | None:
+    """Bytes that can be taken without swapping; None where the system does not say."""
+    table = Path("/proc/meminfo")
+    if table.exists():
+        fields = dict(line.split(":", 1) for line in table.read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    names = getattr(os, "sysconf_names", {})
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if "SC_AVPHYS_PAGES" in names else None

@@ -1,0 +1,208 @@
+"""Atari 2600 games through ale-py's emulator, from screen images or from RAM.
+
+The rules that an id stands for, where `-ram` behind the game's name exchanges the picture for the console's 128 bytes:
+
+| ids                               | sticky   | frame skip           | max-pool | no-ops   | cap                |
+|-----------------------------------|----------|----------------------|----------|----------|--------------------|
+| `ALE/<Game>-v5`                   | 0.25     | 4                    | last two | up to 30 | 108,000 frames     |
+| `<Game>-v0`                       | 0.25     | drawn from {2, 3, 4} | no       | none     | 10,000 agent steps |
+| `<Game>-v4`                       | 0        | drawn from {2, 3, 4} | no       | none     | 108,000 frames     |
+| `<Game>NoFrameskip-v0` and `-v4`  | 0.25 / 0 | 4                    | last two | up to 30 | 108,000 frames     |
+
+With a fixed skip the pixels, rewards and ends are those of Gymnasium's `AtariPreprocessing`; with a drawn skip, those of the
+registered environment with its last frame resized.
+"""
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import ale_py
+import cv2
+import gymnasium
+import numpy as np
+from ale_py import roms
+from numpy.typing import NDArray
+
+from envs.contract import GameDescription, GameProtocol, Outcome, ProtocolOptions
+
+SIDE = 84  # pixels
+MAX_FRAMES = 108_000  # half an hour of play at 60 frames a second
+FRAMES_PER_SECOND = 60.0
+
+ID = re.compile(r"(?:(?P<namespace>ALE)/)?(?P<game>\w+?)(?P<ram>-ram)?(?P<unskipped>NoFrameskip)?-v(?P<version>[045])")
+
+_DRAWN: Mapping[str, Any] = MappingProxyType({"frame_skip": (2, 4), "max_pool": False, "noop_max": 0})
+_FIXED: Mapping[str, Any] = MappingProxyType({"frame_skip": (4, 4), "max_pool": True, "noop_max": 30})
+
+
+def rom_of(env_id: str) -> str | None:
+    """The ROM's name (`ms_pacman`) for an id of the table above (`MsPacman-v0`), from ale-py's registration; None for others."""
+    match = ID.fullmatch(env_id)
+    if (
+        match is None
+        or (match["version"] == "5") != (match["namespace"] == "ALE")
+        or (match["version"] == "5" and match["unskipped"])
+    ):
+        return None
+    spec = gymnasium.registry.get(f"ALE/{match['game']}-v5")
+    return None if spec is None else str(spec.kwargs["game"])
+
+
+def ids() -> list[str]:
+    """Every id of the table above."""
+    games = sorted(spec.name for spec in gymnasium.registry.values() if spec.namespace == "ALE" and spec.version == 5)
+    forms = ("ALE/{}{}-v5", "{}{}-v0", "{}{}-v4", "{}{}NoFrameskip-v0", "{}{}NoFrameskip-v4")
+    return [form.format(game, ram) for form in forms for game in games for ram in ("", "-ram")]
+
+
+def protocol_of(env_id: str, options: ProtocolOptions) -> GameProtocol:
+    """The rules that an id stands for, with the user's changes applied."""
+    match = ID.fullmatch(env_id)
+    rom = rom_of(env_id)
+    assert match is not None and rom is not None, env_id
+    drawn = match["version"] != "5" and not match["unskipped"]
+    first_registered = drawn and match["version"] == "0"
+    protocol = GameProtocol(
+        env=env_id,
+        observation="ram" if match["ram"] else "pixels",
+        size=(128,) if match["ram"] else (1, SIDE, SIDE),
+        colour=None if match["ram"] else "grey",
+        sticky=0.0 if match["version"] == "4" else 0.25,
+        action_set="full" if options.full_action_space else "minimal",
+        fire_reset=False,
+        episode_end="game over",
+        max_episode_frames=None if first_registered else MAX_FRAMES,
+        max_episode_steps=10_000 if first_registered else None,
+        mode=None,
+        difficulty=None,
+        rom_md5=hashlib.md5(Path(roms.get_rom_path(rom)).read_bytes(), usedforsecurity=False).hexdigest(),
+        backend=f"ale-py {ale_py.__version__}",
+        **(_DRAWN if drawn else _FIXED),
+    )
+    changes = {
+        name: value for name, value in dataclasses.asdict(options).items() if name != "full_action_space" and value is not None
+    }
+    return dataclasses.replace(protocol, **changes)
+
+
+def ale_seeds(seed: int) -> tuple[int, int]:
+    """Seeds of the generator beside the emulator and of the emulator itself, as Gymnasium derives them.
+
+    The emulator takes all negative seeds for the same one, so the sign is dropped where Gymnasium's would be negative.
+    """
+    beside, emulator = np.random.SeedSequence(seed).generate_state(n_words=2)
+    return int(beside), int(emulator) & 0x7FFFFFFF
+
+
+class AtariGame:
+    """One Atari game under a protocol."""
+
+    def __init__(self, env_id: str, options: ProtocolOptions) -> None:
+        """Load the game's ROM into an emulator of its own."""
+        self.protocol = protocol_of(env_id, options)
+        self._rom_path = roms.get_rom_path(rom_of(env_id))
+        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # before the first emulator, which would print a banner
+        self._ale = ale_py.ALEInterface()
+        self._ale.setFloat("repeat_action_probability", self.protocol.sticky)
+        self._ale.setInt("max_num_frames_per_episode", self.protocol.max_episode_frames or 0)
+        self._seed(0)
+        full = self.protocol.action_set == "full"
+        self._actions = self._ale.getLegalActionSet() if full else self._ale.getMinimalActionSet()
+        height, width = self._ale.getScreenDims()
+        self.description = GameDescription(
+            protocol=self.protocol,
+            observation_shape=self.protocol.size,
+            observation_dtype="uint8",
+            extra_size=0,
+            action_names=tuple(action.name for action in self._actions),
+            screen_shape=(height, width, 3),
+            frames_per_second=FRAMES_PER_SECOND,
+        )
+        # The step's last frame but one, and its last. A step cut short by an end leaves the older frames in place.
+        self._previous, self._last = np.zeros((2, height, width), np.uint8)
+        self._pooled = np.empty((height, width), np.uint8)
+        self._recording = False
+        self._frames: list[NDArray[np.uint8]] = []
+        self._steps = 0
+
+    def _seed(self, seed: int) -> None:
+        beside, emulator = ale_seeds(seed)
+        self._generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(beside)))
+        self._ale.setInt("random_seed", emulator)
+        self._ale.loadROM(self._rom_path)  # a seed is taken only here; this is the slow part (85 ms)
+
+    def reset(self, seed: int | None, observation: NDArray[np.generic]) -> None:
+        """Open a game: seed where one is given, press reset, sit through the no-ops."""
+        if seed is not None:
+            self._seed(seed)
+        self._ale.reset_game()
+        noops = self._generator.integers(1, self.protocol.noop_max + 1) if self.protocol.noop_max else 0
+        for _ in range(noops):
+            self._ale.act(ale_py.Action.NOOP)
+            if self._ale.game_over():
+                self._ale.reset_game()
+        self._steps = 0
+        self._frames.clear()
+        self._lives = self._ale.lives()
+        self._previous.fill(0)
+        if self.protocol.observation == "pixels":
+            self._ale.getScreenGrayscale(self._last)
+        self._observe(observation)
+
+    def step(self, action: int, observation: NDArray[np.generic]) -> Outcome:
+        """Hold one action for the step's emulator frames, or until the game ends."""
+        fewest, most = self.protocol.frame_skip
+        skip = fewest if fewest == most else int(self._generator.integers(fewest, most + 1))
+        reward, frames, over = 0, 0, False
+        self._frames.clear()
+        while frames < skip and not over:
+            reward += self._ale.act(self._actions[action])
+            frames += 1
+            over = self._ale.game_over()
+            if self._recording:
+                self._frames.append(self._ale.getScreenRGB())
+            self._keep_frame(frames, skip, over)
+        self._steps += 1
+        self._observe(observation)
+        lives, lives_before = self._ale.lives(), self._lives
+        self._lives = lives
+        terminated = self._ale.game_over(with_truncation=False)
+        cut = self._ale.game_truncated() or self._steps == self.protocol.max_episode_steps
+        return Outcome(reward, terminated, cut and not terminated, lives < lives_before, frames)
+
+    def _keep_frame(self, frame: int, skip: int, over: bool) -> None:
+        """Keep the grey screen where the observation needs it: the step's last two frames, or its very last."""
+        if self.protocol.observation != "pixels":
+            return
+        if not self.protocol.max_pool:
+            if frame == skip or over:
+                self._ale.getScreenGrayscale(self._last)
+        elif not over and frame == skip:
+            self._ale.getScreenGrayscale(self._last)
+        elif not over and frame == skip - 1:
+            self._ale.getScreenGrayscale(self._previous)
+
+    def _observe(self, observation: NDArray[np.generic]) -> None:
+        if self.protocol.observation == "ram":
+            observation[:] = self._ale.getRAM()
+            return
+        screen = self._last
+        if self.protocol.max_pool:
+            screen = np.maximum(self._previous, self._last, out=self._pooled)
+        cv2.resize(screen, (SIDE, SIDE), dst=observation[0], interpolation=cv2.INTER_AREA)
+
+    def record(self) -> None:
+        """Keep every emulator frame of a step from now on."""
+        self._recording = True
+
+    def last_frames(self) -> list[NDArray[np.uint8]]:
+        """The emulator frames of the last step, each (210, 160, 3) RGB; none right after a reset."""
+        return self._frames
+
+    def close(self) -> None:
+        """Nothing to give back: the emulator goes with the object."""

@@ -1,0 +1,185 @@
+"""What every environment gives and what every agent receives.
+
+This is the only module that `agents/` and `envs/` share, and it needs NumPy alone.
+
+Autoreset is Gymnasium's NEXT_STEP: an ended episode hands out its last observation; the next step ignores its action and opens
+a new episode. So each observation appears exactly once and in order:
+
+    observation:  o0 ── o1 ── o2 (the last of its episode)  o0'── o1'
+    is_first:     T     F     F                             T     F
+    terminated:   F     F     T                             F     F
+    action:          a0    a1       ignored                    a0'
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class InputError(Exception):
+    """The user asked for something that cannot be had.
+
+    The message is one line: what was given, what was expected, and the way out. The command line prints it and exits with 2.
+    """
+
+
+class TimeStep(NamedTuple):
+    """One step of N environments, batch dimension first.
+
+    From `Envs.recv` the fields are views that stay valid until the next `send` to the same group: copy what is kept.
+    """
+
+    observation: NDArray[np.generic]  # (N, *shape) images uint8, channels first, ONE frame (stacking is the agent's business)
+    extra: NDArray[np.float32]  # (N, E) numbers beside the picture; E = 0 where there are none
+    reward: NDArray[np.float32]  # (N,) the game's own score, never clipped
+    terminated: NDArray[np.bool_]  # (N,) the task is over: the value of `observation` is zero
+    truncated: NDArray[np.bool_]  # (N,) cut off by a limit: its value goes on; never True together with `terminated`
+    is_first: NDArray[np.bool_]  # (N,) this observation opens an episode; the action before it was ignored
+    life_lost: NDArray[np.bool_]  # (N,) all False where there are no lives
+    frames: NDArray[np.int32]  # (N,) emulator frames that this step took; 0 where is_first
+
+
+class Outcome(NamedTuple):
+    """What one step of one game brought, beside its observation."""
+
+    reward: float
+    terminated: bool
+    truncated: bool
+    life_lost: bool
+    frames: int  # emulator frames
+
+
+@dataclass(frozen=True)
+class GameProtocol:
+    """The rules under which a score was made; two scores without the same rules are two different measurements."""
+
+    env: str
+    """Environment id as the user wrote it."""
+    observation: str
+    """`pixels`, `ram` or `vector`."""
+    size: tuple[int, ...]
+    """Shape of one observation; images channels first."""
+    colour: str | None
+    """`grey` or `rgb`; None where the observation is no image."""
+    frame_skip: tuple[int, int]
+    """Emulator frames an action is held: fewest and most, both included; drawn anew at each step where they differ."""
+    max_pool: bool
+    """Whether an image is the brighter of the step's last two frames."""
+    sticky: float
+    """Probability at each emulator frame that the previous action is repeated."""
+    action_set: str
+    """`minimal` (the game's own actions), `full` (all 18), or `discrete` outside Atari."""
+    noop_max: int
+    """Up to this many emulator frames of doing nothing open a game; 0 for none."""
+    fire_reset: bool
+    """Whether FIRE is pressed for the agent when a game opens."""
+    episode_end: str
+    """What ends an episode: `game over`, or `environment` outside Atari."""
+    max_episode_frames: int | None
+    """Emulator frames after which a game is cut off (truncated)."""
+    max_episode_steps: int | None
+    """Agent steps after which a game is cut off (truncated)."""
+    mode: int | None
+    """Game mode of the cartridge."""
+    difficulty: int | None
+    """Difficulty switch of the console."""
+    rom_md5: str | None
+    """MD5 of the game's ROM file."""
+    backend: str
+    """Package and version that emulates, for example `ale-py 0.12.1`."""
+
+
+@dataclass(frozen=True)
+class ProtocolOptions:
+    """The user's changes to an id's protocol; None keeps what the id means."""
+
+    sticky: float | None = None
+    """Probability at each emulator frame that the previous action is repeated."""
+    frame_skip: tuple[int, int] | None = None
+    """Fewest and most emulator frames that an action is held."""
+    full_action_space: bool = False
+    """All 18 actions instead of the game's own."""
+    noop_max: int | None = None
+    """Open each game with 1 to this many emulator frames of doing nothing; 0 for none."""
+    max_episode_frames: int | None = None
+    """Emulator frames after which a game is cut off."""
+
+
+@dataclass(frozen=True)
+class GameDescription:
+    """What has to be known of a game before memory for it can be laid out and a network built."""
+
+    protocol: GameProtocol
+    observation_shape: tuple[int, ...]
+    """Shape of one observation: (C, H, W) images, (D,) otherwise."""
+    observation_dtype: str
+    """`uint8` or `float32`."""
+    extra_size: int
+    """Numbers beside the picture."""
+    action_names: tuple[str, ...]
+    """One name an action; the game's own where it has them."""
+    screen_shape: tuple[int, int, int] | None
+    """(H, W, 3) of a recorded frame; None where the game cannot be drawn."""
+    frames_per_second: float
+    """Emulator frames in a second of play at the game's own speed."""
+
+    @property
+    def num_actions(self) -> int:
+        """How many discrete actions there are."""
+        return len(self.action_names)
+
+
+class Game(Protocol):
+    """One environment, as a family implements it and a worker plays it."""
+
+    description: GameDescription
+
+    def reset(self, seed: int | None, observation: NDArray[np.generic]) -> None:
+        """Open a new episode and write its first observation in place; None goes on with the generators as they are."""
+
+    def step(self, action: int, observation: NDArray[np.generic]) -> Outcome:
+        """Play one agent step and write the new observation in place."""
+
+    def record(self) -> None:
+        """From now on keep the emulator frames of each step for `last_frames`."""
+
+    def last_frames(self) -> Sequence[NDArray[np.uint8]]:
+        """The emulator frames of the last step, each (H, W, 3) RGB, in order."""
+
+    def close(self) -> None:
+        """Give back what the game holds."""
+
+
+class Envs(Protocol):
+    """N environments in groups that take turns in a fixed order, so that timing never decides which data comes next."""
+
+    description: GameDescription
+    num_envs: int
+    groups: tuple[slice, ...]  # the slots of each group
+    seeds: NDArray[np.int64]  # (N,) the seed that each slot's running game was opened with; -1 where it was not reseeded
+
+    def reset(self, seeds: Sequence[Sequence[int]]) -> None:
+        """Open a game in every slot; the results are the next to be received.
+
+        Slot i opens its k-th game with `seeds[i][k]`, and games beyond its last seed without reseeding.
+        """
+
+    def send(self, actions: NDArray[np.integer], group: int) -> None:
+        """Start a step of one group; actions (slots of the group,)."""
+
+    def recv(self, group: int) -> TimeStep:
+        """Wait for the step that was started last in this group."""
+
+    def last_frames(self, slot: int) -> NDArray[np.uint8]:
+        """Every emulator frame of a recorded slot's last step: (k, H, W, 3) RGB; k = 0 where the step opened a game."""
+
+    def close(self) -> None:
+        """End the workers and free the shared memory."""
+
+
+def game_seeds(purpose: int, seed: int, games: range) -> list[int]:
+    """One independent seed a game: `SeedSequence((purpose, seed, game))`; purpose 0 is training and 1 is evaluation."""
+    return [int(np.random.SeedSequence((purpose, seed, game)).generate_state(1)[0] & 0x7FFFFFFF) for game in games]

@@ -1,0 +1,41 @@
+"""From an environment id to the family that plays it. A family's module is imported only when one of its ids is asked for."""
+
+import difflib
+import importlib
+
+import gymnasium
+
+from envs.contract import Game, InputError, ProtocolOptions
+
+
+def family_of(env_id: str) -> str:
+    """Name of the family that plays an id: `atari` or `registered`.
+
+    Raises:
+        InputError: no family knows the id; the message names the nearest ones that exist.
+    """
+    from envs import atari
+
+    if atari.rom_of(env_id) is not None:
+        return "atari"
+    if ":" in env_id or env_id in gymnasium.registry:
+        return "registered"
+    raise InputError(f"unknown environment {env_id!r}; {_nearest(env_id, [*atari.ids(), *gymnasium.registry])}")
+
+
+def _nearest(env_id: str, known: list[str]) -> str:
+    by_folded = {name.lower(): name for name in sorted(known, reverse=True)}
+    matches = difflib.get_close_matches(env_id.lower(), by_folded, n=3, cutoff=0.5)
+    return f"nearest: {', '.join(by_folded[match] for match in matches)}" if matches else "no id comes near it"
+
+
+def make_game(env_id: str, options: ProtocolOptions) -> Game:
+    """Make one game of any family.
+
+    Raises:
+        InputError: unknown id, or a game that no agent of ours can play.
+    """
+    family = family_of(env_id)
+    if family == "atari":
+        return importlib.import_module("envs.atari").AtariGame(env_id, options)  # type: ignore[no-any-return]
+    return importlib.import_module("envs.registered").RegisteredGame(env_id, options)  # type: ignore[no-any-return]

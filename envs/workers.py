@@ -1,0 +1,354 @@
+"""The vectoriser: K games in each worker process, over shared memory. Every family of environments is played through it.
+
+The memory is an anonymous file that the workers inherit, so it has no name that could be left behind. Commands and replies are
+single bytes on pipes: when the trainer dies, however it dies, its ends close, the workers read end-of-file, and exit.
+
+    trainer                 pipe                worker
+    actions -> memory
+    send(group) ──────── group number ───────▶  step this group's slots, results -> memory
+    recv(group) ◀─────── group number ────────
+"""
+
+import json
+import mmap
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.contract import Game, GameDescription, GameProtocol, InputError, Outcome, ProtocolOptions, TimeStep
+
+RESET = 255  # command byte; lower ones are group numbers
+FAILED = 254  # reply byte: a line of JSON that says why follows
+_LARGEST_SKIP = 16  # emulator frames a step that a recorded slot has room for
+
+
+class WorkerError(RuntimeError):
+    """A worker process died or its game raised."""
+
+
+class WorkerEnvs:
+    """N games of one id in worker processes; implements `envs.contract.Envs`."""
+
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int,
+        *,
+        options: ProtocolOptions | None = None,
+        num_groups: int = 1,
+        num_workers: int | None = None,
+        record: Sequence[int] = (),
+    ) -> None:
+        """Start the workers; `record` names the slots whose emulator frames are kept for `last_frames`.
+
+        Raises:
+            InputError: unknown id, a game that cannot be played, or a number of environments that the groups do not divide.
+        """
+        if num_envs % num_groups:
+            raise InputError(f"num_envs {num_envs} does not divide into {num_groups} groups; take a multiple of {num_groups}")
+        self.num_envs = num_envs
+        size = num_envs // num_groups
+        self.groups = tuple(slice(group * size, (group + 1) * size) for group in range(num_groups))
+        self.seeds = np.full(num_envs, -1, np.int64)
+        shares = np.array_split(np.arange(size), min(size, num_workers or usable_cores()))
+        self._workers: list[_WorkerProcess] = []
+        self._file = _anonymous_file()
+        try:
+            for share in shares:
+                slots = [[int(slot) + group.start for slot in share] for group in self.groups]
+                self._workers.append(_WorkerProcess(self._file.fileno(), env_id, options or ProtocolOptions(), slots, record))
+            self.description = [_description_from(worker.read_message()) for worker in self._workers][0]
+            self._map_memory(list(record))
+        except BaseException:
+            self.close()
+            raise
+
+    def _map_memory(self, record: list[int]) -> None:
+        layout = {"num_envs": self.num_envs, "record": record, "description": asdict(self.description)}
+        self._memory = SharedMemory(self._file.fileno(), self.num_envs, self.description, record, create=True)
+        for worker in self._workers:
+            worker.write_message(layout)
+        self._steps = tuple(TimeStep(*(field[group] for field in self._memory.step)) for group in self.groups)
+        self._recorded = {slot: row for row, slot in enumerate(record)}
+
+    def reset(self, seeds: Sequence[Sequence[int]]) -> None:
+        """Open a game in every slot; slot i opens its k-th game with `seeds[i][k]`, later ones without reseeding."""
+        for worker in self._workers:
+            worker.write(RESET)
+            worker.write_message([[list(seeds[slot]) for slot in slots] for slots in worker.slots])
+
+    def send(self, actions: NDArray[np.integer[Any]], group: int) -> None:
+        """Start a step of one group; actions (slots of the group,)."""
+        self._memory.actions[self.groups[group]] = actions
+        for worker in self._workers:
+            worker.write(group)
+
+    def recv(self, group: int) -> TimeStep:
+        """Wait for this group's step. The fields are views, valid until its next `send`.
+
+        Raises:
+            WorkerError: a worker died or its game raised.
+        """
+        for worker in self._workers:
+            worker.expect(group)
+        self.seeds[self.groups[group]] = self._memory.seeds[self.groups[group]]
+        return self._steps[group]
+
+    def last_frames(self, slot: int) -> NDArray[np.uint8]:
+        """Every emulator frame of a recorded slot's last step: (k, H, W, 3) RGB; k = 0 where the step opened a game."""
+        row = self._recorded[slot]
+        return self._memory.screens[row, : self._memory.screen_counts[row]]
+
+    def close(self) -> None:
+        """End the workers and free the memory; harmless when done twice."""
+        for worker in self._workers:
+            worker.close()
+        self._workers = []
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        """Close at the end of a `with` block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close at the end of a `with` block."""
+        self.close()
+
+
+class SharedMemory:
+    """The arrays that the trainer and its workers both see, laid out one behind the other in one file."""
+
+    def __init__(self, fd: int, num_envs: int, game: GameDescription, record: Sequence[int], *, create: bool) -> None:
+        """Lay the arrays over the file; `create` first makes it long enough."""
+        screen = game.screen_shape or (0, 0, 3)
+        layout: dict[str, tuple[tuple[int, ...], Any]] = {
+            "observation": ((num_envs, *game.observation_shape), game.observation_dtype),
+            "extra": ((num_envs, game.extra_size), np.float32),
+            "reward": ((num_envs,), np.float32),
+            "terminated": ((num_envs,), np.bool_),
+            "truncated": ((num_envs,), np.bool_),
+            "is_first": ((num_envs,), np.bool_),
+            "life_lost": ((num_envs,), np.bool_),
+            "frames": ((num_envs,), np.int32),
+            "actions": ((num_envs,), np.int64),
+            "seeds": ((num_envs,), np.int64),
+            "screens": ((len(record), _LARGEST_SKIP, *screen), np.uint8),
+            "screen_counts": ((len(record),), np.int64),
+        }
+        starts, end = {}, 0
+        for name, (shape, dtype) in layout.items():
+            starts[name] = end
+            end += -(-int(np.prod(shape)) * np.dtype(dtype).itemsize // 64) * 64  # each array on a cache line of its own
+        if create:
+            os.ftruncate(fd, max(end, 1))
+        buffer = mmap.mmap(fd, max(end, 1))
+        arrays = {name: np.ndarray(shape, dtype, buffer, starts[name]) for name, (shape, dtype) in layout.items()}
+        self.step = TimeStep(*(arrays[name] for name in TimeStep._fields))
+        self.actions, self.seeds = arrays["actions"], arrays["seeds"]
+        self.screens, self.screen_counts = arrays["screens"], arrays["screen_counts"]
+
+
+class _Channel:
+    """One-byte signals and one-line JSON messages over a pair of pipes."""
+
+    def __init__(self, incoming: int, outgoing: int) -> None:
+        self._incoming, self._outgoing = incoming, outgoing
+
+    def write(self, signal: int) -> None:
+        os.write(self._outgoing, bytes((signal,)))
+
+    def read(self) -> int | None:
+        """The next signal; None when the other side is gone."""
+        signal = os.read(self._incoming, 1)
+        return signal[0] if signal else None
+
+    def write_message(self, message: Any) -> None:
+        data = json.dumps(message).encode() + b"\n"
+        while data:
+            data = data[os.write(self._outgoing, data) :]
+
+    def read_message(self) -> Any:
+        """The next message; an empty dict when the other side is gone."""
+        line = bytearray()
+        while not line.endswith(b"\n"):
+            piece = os.read(self._incoming, 1)
+            if not piece:
+                return {}
+            line += piece
+        return json.loads(line)
+
+    def close(self) -> None:
+        os.close(self._incoming)
+        os.close(self._outgoing)
+
+
+class _WorkerProcess(_Channel):
+    """The trainer's end of one worker."""
+
+    def __init__(
+        self, memory: int, env_id: str, options: ProtocolOptions, slots: list[list[int]], record: Sequence[int]
+    ) -> None:
+        self.slots = slots  # slots[group]
+        commands, command_end = os.pipe()
+        reply_end, replies = os.pipe()
+        paths = [str(Path(__file__).parent.parent), *filter(None, sys.path), os.getcwd()]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "envs.workers", str(memory), str(commands), str(replies)],
+            pass_fds=(memory, commands, replies),
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "OMP_NUM_THREADS": "1"},
+            start_new_session=True,  # Ctrl-C is for the trainer, which ends its workers itself
+        )
+        os.close(commands)
+        os.close(replies)
+        super().__init__(reply_end, command_end)
+        self.write_message({"env": env_id, "options": asdict(options), "slots": slots, "record": list(record)})
+
+    def expect(self, signal: int) -> None:
+        """Wait for a signal.
+
+        Raises:
+            WorkerError: something else came, or nothing will.
+        """
+        if (reply := self.read()) != signal:
+            self._fail(self.read_message() if reply == FAILED else {})
+
+    def read_message(self) -> Any:
+        message = super().read_message()
+        if not message or "error" in message:
+            self._fail(message)
+        return message
+
+    def _fail(self, message: dict[str, str]) -> None:
+        if message.get("kind") == InputError.__name__:
+            raise InputError(message["error"])
+        raise WorkerError(message.get("error") or f"a worker process ended on its own with exit status {self._process.wait()}")
+
+    def close(self) -> None:
+        super().close()  # the worker reads end-of-file and exits
+        try:
+            self._process.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class _Worker:
+    """A worker process: plays its games when told to."""
+
+    def __init__(self, channel: _Channel, memory_fd: int) -> None:
+        from envs import registry
+
+        order = channel.read_message()
+        options = _options_from(order["options"])
+        self._channel = channel
+        self._slots: list[list[int]] = order["slots"]
+        self._games: dict[int, Game] = {
+            slot: registry.make_game(order["env"], options) for group in self._slots for slot in group
+        }
+        channel.write_message(asdict(next(iter(self._games.values())).description))
+        layout = channel.read_message()
+        self._memory = SharedMemory(
+            memory_fd, layout["num_envs"], _description_from(layout["description"]), layout["record"], create=False
+        )
+        self._rows = {slot: row for row, slot in enumerate(layout["record"]) if slot in self._games}
+        for slot in self._rows:
+            self._games[slot].record()
+        self._seeds: dict[int, list[int]] = {}
+        self._over: dict[int, bool] = {}
+
+    def serve(self) -> None:
+        """Obey until the trainer is gone."""
+        while (command := self._channel.read()) is not None:
+            if command == RESET:
+                self._reset_all(self._channel.read_message())
+            else:
+                for slot in self._slots[command]:
+                    self._play(slot)
+                self._channel.write(command)
+
+    def _reset_all(self, seeds: list[list[list[int]]]) -> None:
+        for group, slots in enumerate(self._slots):
+            for slot, slot_seeds in zip(slots, seeds[group], strict=True):
+                self._seeds[slot] = slot_seeds
+                self._open(slot)
+            self._channel.write(group)
+
+    def _open(self, slot: int) -> None:
+        seed = self._seeds[slot].pop(0) if self._seeds[slot] else None
+        self._games[slot].reset(seed, self._memory.step.observation[slot])
+        self._memory.seeds[slot] = -1 if seed is None else seed
+        self._write(slot, Outcome(0.0, False, False, False, 0), is_first=True)
+
+    def _play(self, slot: int) -> None:
+        if self._over[slot]:
+            return self._open(slot)
+        outcome = self._games[slot].step(int(self._memory.actions[slot]), self._memory.step.observation[slot])
+        self._write(slot, outcome, is_first=False)
+
+    def _write(self, slot: int, outcome: Outcome, *, is_first: bool) -> None:
+        step = self._memory.step
+        step.reward[slot], step.terminated[slot], step.truncated[slot], step.life_lost[slot], step.frames[slot] = outcome
+        step.is_first[slot] = is_first
+        self._over[slot] = outcome.terminated or outcome.truncated
+        if (row := self._rows.get(slot)) is not None:
+            frames = self._games[slot].last_frames()
+            self._memory.screen_counts[row] = len(frames)
+            for at, frame in enumerate(frames):
+                self._memory.screens[row, at] = frame
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _anonymous_file() -> BinaryIO:
+    """A file in memory that no name leads to, so that nothing is left when every process that holds it is gone."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("playfield"), "r+b")
+    return tempfile.TemporaryFile()
+
+
+def _options_from(fields: dict[str, Any]) -> ProtocolOptions:
+    skip = fields["frame_skip"]
+    return ProtocolOptions(**{**fields, "frame_skip": None if skip is None else (skip[0], skip[1])})
+
+
+def _description_from(fields: dict[str, Any]) -> GameDescription:
+    """A description from its JSON, with lists turned back into tuples."""
+
+    def tuples(value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    protocol = GameProtocol(**{name: tuples(value) for name, value in fields["protocol"].items()})
+    return GameDescription(**{name: tuples(value) for name, value in {**fields, "protocol": protocol}.items()})
+
+
+def main() -> None:
+    """A worker's life; its failures go to the trainer as one message."""
+    memory, commands, replies = map(int, sys.argv[1:])
+    channel = _Channel(commands, replies)
+    told = False
+    try:
+        worker = _Worker(channel, memory)
+        told = True
+        worker.serve()
+    except BrokenPipeError:
+        pass  # the trainer is gone
+    except Exception as error:
+        if told:
+            channel.write(FAILED)
+        channel.write_message({"error": f"{error}" or repr(error), "kind": type(error).__name__})
+
+
+if __name__ == "__main__":
+    main()

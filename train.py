@@ -1,0 +1,101 @@
+"""Train an agent: `python train.py {dqn|a2c|ppo} --env ID`, `python train.py resume DIR`."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+USAGE = """\
+usage: python train.py {{{algorithms}}} --env ID [flags]    train a new agent
+       python train.py ALGORITHM --env ID --help         every flag, with the values that would run
+       python train.py resume DIR                        go on with a run
+
+  --env Berzerk-v0, Bowling-v0 (screen images), Bowling-ram-v0 (RAM), ALE/<Game>-v5, CartPole-v1, package.module:Id-v0
+"""
+
+
+def main(args: Sequence[str]) -> int:
+    """Run a command line; returns the exit code."""
+    from envs.contract import InputError
+    from training.loop import Stopped
+
+    try:
+        return _run(args)
+    except InputError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    except Stopped as stop:
+        print(f"train.py: {stop}; `python train.py resume DIR` goes on", file=sys.stderr)
+        return stop.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(args: Sequence[str]) -> int:
+    import difflib
+
+    from agents.registry import ALGORITHMS
+    from envs.contract import InputError
+
+    verbs = [*ALGORITHMS, "resume"]
+    if not args or args[0] in ("-h", "--help"):
+        print(USAGE.format(algorithms="|".join(ALGORITHMS)))
+        return 0 if args else 2
+    if args[0] not in verbs:
+        nearest = difflib.get_close_matches(args[0], verbs, n=1)
+        raise InputError(
+            f"unknown command {args[0]!r}; expected {', '.join(verbs)}{f'; nearest: {nearest[0]}' if nearest else ''}"
+        )
+    return _resume(args[1:]) if args[0] == "resume" else _train(args[0], args[1:])
+
+
+def _train(algorithm: str, args: Sequence[str]) -> int:
+    import dataclasses
+
+    import tyro
+
+    from agents.registry import ALGORITHMS
+    from envs import registry
+    from training import command_line, presets, start
+    from training.config import RunConfig, default_run_dir
+
+    env = command_line.flag(args, "--env")
+    if env is not None:
+        registry.family_of(env)
+    preset = presets.preset(algorithm, env or "")
+    kind = RunConfig[ALGORITHMS[algorithm].config]  # type: ignore[misc]
+    default = RunConfig(env=tyro.MISSING if env is None else env, agent=preset)
+    config = command_line.parse(kind, args, prog=f"train.py {algorithm}", default=default)
+    config.check()
+    if config.run_dir is None:
+        config = dataclasses.replace(config, run_dir=default_run_dir(config.env, algorithm, config.seed))
+    return _finish(start.new_run(algorithm, config))
+
+
+def _resume(args: Sequence[str]) -> int:
+    from envs.contract import InputError
+    from training import start
+
+    if len(args) != 1:
+        raise InputError("resume: expected one run directory, as in `python train.py resume runs/Bowling-ram-v0-ppo-s1`")
+    return _finish(start.old_run(Path(args[0])))
+
+
+def _finish(run: "Run") -> int:  # type: ignore[name-defined]  # noqa: F821
+    from rich.console import Console
+
+    from training.progress import Display
+
+    console = Console(stderr=True)
+    with run:
+        if run.agent.frames >= run.total_frames:
+            console.print(f"{run.run_dir} is finished: {run.agent.frames:,} frames", highlight=False)
+            return 0
+        display = Display(run.total_frames, console)
+        console.print(f"{run.run_dir}: {run.agent.frames:,} of {run.total_frames:,} frames", highlight=False)
+        with display.running(run.agent.frames):
+            run.train(display.show)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,128 @@
+"""Checkpoints: tensors as safetensors, everything else as JSON, nothing that could execute.
+
+    checkpoints/000001048576/       emulator frames
+        weights.safetensors         the networks
+        optimizer.safetensors       the optimiser's moments
+        tensors.safetensors         other tensors (generators, target networks)
+        state.json                  counters, scores, and where each tensor belongs
+
+A checkpoint is written aside, synced to the disk and renamed, so that it is there whole or not at all.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from envs.contract import InputError
+
+KEEP = 3  # newest checkpoints that are kept, beside the best
+_FILES = ("weights", "optimizer")  # top-level parts of a state that have a file of their own; other tensors share one
+_TENSOR = "tensor:"  # marks a string in state.json that stands for a tensor
+
+
+def flatten(state: Any, path: str = "") -> tuple[Any, dict[str, Tensor]]:
+    """Separate nested dicts and lists into JSON, in which each tensor is replaced by its path, and the tensors by path."""
+    if isinstance(state, Tensor):
+        return _TENSOR + path, {path: state.detach().cpu().contiguous()}
+    if not isinstance(state, (dict, list, tuple)):
+        return state, {}
+    tensors: dict[str, Tensor] = {}
+    items = state.items() if isinstance(state, dict) else enumerate(state)
+    plain: list[tuple[Any, Any]] = []
+    for key, value in items:
+        below, found = flatten(value, f"{path}/{key}" if path else str(key))
+        plain.append((key, below))
+        tensors |= found
+    if not isinstance(state, dict):
+        return [value for _, value in plain], tensors
+    # JSON has only string keys; torch's optimisers count their parameters in whole numbers.
+    return {f"#{key}" if isinstance(key, int) else key: value for key, value in plain}, tensors
+
+
+def unflatten(plain: Any, tensors: dict[str, Tensor]) -> Any:
+    """The inverse of `flatten`, but for tuples, which come back as lists."""
+    if isinstance(plain, str) and plain.startswith(_TENSOR):
+        return tensors[plain.removeprefix(_TENSOR)]
+    if isinstance(plain, list):
+        return [unflatten(value, tensors) for value in plain]
+    if isinstance(plain, dict):
+        return {int(key[1:]) if key[:1] == "#" else key: unflatten(value, tensors) for key, value in plain.items()}
+    return plain
+
+
+def save(directory: Path, frames: int, state: dict[str, Any]) -> Path:
+    """Write one checkpoint below `directory` and return its path; one of the same frame is replaced."""
+    target = directory / f"{frames:012d}"
+    aside = directory / f".writing-{target.name}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    plain, tensors = flatten(state)
+    for name in (*_FILES, "tensors"):
+        part = {path: tensor for path, tensor in tensors.items() if _file_of(path) == name}
+        save_file(part, aside / f"{name}.safetensors")
+    (aside / "state.json").write_text(json.dumps(plain, indent=1) + "\n")
+    for file in sorted(aside.iterdir()):
+        _sync(file)
+    _sync(aside)
+    if target.exists():
+        shutil.rmtree(target)
+    aside.rename(target)
+    _sync(directory)
+    return target
+
+
+def load(checkpoint: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read one checkpoint.
+
+    Raises:
+        InputError: the directory is no checkpoint, or a part of it is missing or damaged.
+    """
+    try:
+        plain = json.loads((checkpoint / "state.json").read_text())
+        tensors: dict[str, Tensor] = {}
+        for name in (*_FILES, "tensors"):
+            tensors |= load_file(checkpoint / f"{name}.safetensors", device=str(device))
+        state: dict[str, Any] = unflatten(plain, tensors)
+        return state
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise InputError(f"{checkpoint} is no checkpoint that can be read ({type(error).__name__}: {error})") from error
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    """The checkpoints below a run's `checkpoints` directory, oldest first."""
+    return sorted(path for path in directory.glob("[0-9]*") if path.is_dir())
+
+
+def prune(directory: Path) -> None:
+    """Keep the newest three and the one with the best mean score of its last training games."""
+    kept = checkpoints(directory)
+    scores = {path: _score(path) for path in kept}
+    best = max(kept, key=lambda path: (scores[path], path.name), default=None)
+    for path in kept[:-KEEP]:
+        if path != best:
+            shutil.rmtree(path)
+
+
+def _score(checkpoint: Path) -> float:
+    score = json.loads((checkpoint / "state.json").read_text())["scores"]["mean_100"]
+    return float("-inf") if score is None else float(score)
+
+
+def _file_of(path: str) -> str:
+    part = path.split("/", 1)[0]
+    return part if part in _FILES else "tensors"
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,48 @@
+"""Reading a command line: tyro's parser, with its errors made into our one line."""
+
+import contextlib
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import tyro
+
+from envs.contract import InputError
+
+_BOX = re.compile(r"[│╭╮╰╯]|─+[^─\n]*─*(?=╮)")
+
+
+def parse(kind: Any, args: Sequence[str], *, prog: str, default: Any = None, description: str = "") -> Any:
+    """An object of `kind` from command-line arguments.
+
+    Raises:
+        InputError: the arguments do not fit; one line that says why.
+    """
+    stderr = io.StringIO()
+    default = tyro.MISSING_NONPROP if default is None else default
+    try:
+        with contextlib.redirect_stderr(stderr):
+            return tyro.cli(kind, args=list(args), prog=prog, default=default, description=description)
+    except SystemExit as stop:
+        if not stop.code:
+            raise  # --help was asked for and has been printed
+        raise InputError(_one_line(stderr.getvalue())) from None
+
+
+def _one_line(box: str) -> str:
+    """The sense of tyro's box of text: what was wrong, and the nearest flag."""
+    blocks = re.split(r"│ ─+ │", box)
+    said = " ".join(_BOX.sub(" ", blocks[0]).split())
+    nearest = re.findall(r"--[a-z][a-z0-9-]*", blocks[1]) if len(blocks) > 2 and "meant" in blocks[1] else []
+    return said + (f"; nearest: {', '.join(dict.fromkeys(nearest))}" if nearest else "")
+
+
+def flag(args: Sequence[str], name: str) -> str | None:
+    """The value that a flag has in the arguments, before they are parsed; None where it is absent."""
+    for at, word in enumerate(args):
+        if word == name and at + 1 < len(args):
+            return args[at + 1]
+        if word.startswith(f"{name}="):
+            return word.partition("=")[2]
+    return None

@@ -1,0 +1,212 @@
+"""What a run is asked to do, and the plan of how this machine does it. Both are written into the run as `config.json`."""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+import tyro
+
+from agents import registry as agents
+from envs.contract import InputError, ProtocolOptions
+
+AgentConfig = TypeVar("AgentConfig")
+FORMAT = 1  # of config.json
+_SUFFIXES = {"k": 10**3, "M": 10**6, "B": 10**9}
+
+
+def parse_count(text: str) -> int:
+    """A whole number above zero from `10M`, `200k`, `1e6` or `1_000_000`.
+
+    Raises:
+        ValueError: the text is none, or not above zero.
+    """
+    factor = _SUFFIXES.get(text[-1:], 1)
+    try:
+        value = float(text[:-1] if factor > 1 else text) * factor
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value == int(value) and value > 0):
+        raise ValueError(f"{text!r} is not a whole number above zero; write 10M, 200k, 1e6 or 1_000_000")
+    return int(value)
+
+
+def parse_skip(text: str) -> tuple[int, int]:
+    """Fewest and most frames from `4` or `2-4`.
+
+    Raises:
+        ValueError: the text is neither, or not 1 to 16.
+    """
+    fewest, _, most = text.partition("-")
+    if not (fewest.isdecimal() and (most or fewest).isdecimal() and 1 <= int(fewest) <= int(most or fewest) <= 16):
+        raise ValueError(f"{text!r} is no frame skip; write 4, or 2-4 for one drawn from 2, 3 and 4 (1 to 16)")
+    return int(fewest), int(most or fewest)
+
+
+def _show_skip(skip: tuple[int, int]) -> str:
+    return str(skip[0]) if skip[0] == skip[1] else f"{skip[0]}-{skip[1]}"
+
+
+Count = Annotated[
+    int,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="N",
+        instance_from_str=lambda texts: parse_count(texts[0]),
+        is_instance=lambda value: isinstance(value, int),
+        str_from_instance=lambda value: [f"{value:_}"],
+    ),
+]
+FrameSkip = Annotated[
+    tuple[int, int],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="K|K-L",
+        instance_from_str=lambda texts: parse_skip(texts[0]),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [_show_skip(value)],
+    ),
+]
+
+
+@dataclass(frozen=True)
+class RunConfig(Generic[AgentConfig]):
+    """One training run."""
+
+    env: str
+    """What to play: Berzerk-v0, Bowling-ram-v0, ALE/Pong-v5, CartPole-v1, package.module:Id-v0."""
+    agent: tyro.conf.OmitArgPrefixes[AgentConfig]
+    total_frames: Count = 10_000_000
+    """Emulator frames to train for."""
+    seed: int = 1
+    """Decides the games, the initial weights and every draw."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the networks are computed."""
+    run_dir: Path | None = None
+    """The run's own directory; runs/<env>-<algorithm>-s<seed> where not given."""
+    checkpoint_frames: Count = 1_000_000
+    """Emulator frames from checkpoint to checkpoint."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the networks; auto is bf16 where the hardware has it."""
+    deterministic: bool = False
+    """Make CUDA repeat itself bit for bit too, at some cost in speed; the CPU always does."""
+    sticky: float | None = None
+    """Probability at each emulator frame that the previous action is repeated; what the id means where not given."""
+    frame_skip: FrameSkip | None = None
+    """Emulator frames that an action is held: 4, or 2-4 for one drawn at each step; what the id means where not given."""
+    full_action_space: bool = False
+    """All 18 actions of the console instead of the game's own."""
+    noop_max: int | None = None
+    """Open each game with up to this many frames of doing nothing, 0 for none; what the id means where not given."""
+    max_episode_frames: Count | None = None
+    """Emulator frames after which a game is cut off; what the id means where not given."""
+
+    @property
+    def protocol_options(self) -> ProtocolOptions:
+        """The flags that change the game's rules."""
+        return ProtocolOptions(**{field.name: getattr(self, field.name) for field in dataclasses.fields(ProtocolOptions)})
+
+    def check(self) -> None:
+        """Refuse what cannot be run.
+
+        Raises:
+            InputError: a value out of its range; one line that names it.
+        """
+        if self.sticky is not None and not 0 <= self.sticky <= 1:
+            raise InputError(f"--sticky {self.sticky}: expected a probability from 0 to 1")
+        if self.noop_max is not None and self.noop_max < 0:
+            raise InputError(f"--noop-max {self.noop_max}: expected 0 or more")
+        if self.seed < 0:
+            raise InputError(f"--seed {self.seed}: expected 0 or more")
+        for field in dataclasses.fields(self.agent):  # type: ignore[arg-type]
+            _check_number(field.name, getattr(self.agent, field.name))
+
+
+# Ranges by name, for every algorithm: lowest and highest value allowed. What is not named has no limit.
+_SHARES = (0.0, 1.0)
+_RANGES: dict[str, tuple[float, float]] = {
+    "num_envs": (1, 65_536),
+    "rollout_steps": (1, 65_536),
+    "epochs": (1, 1_000),
+    "minibatches": (1, 65_536),
+    "frame_stack": (1, 64),
+    "batch_size": (1, 2**20),
+    "n_step": (1, 1_000),
+    "capacity": (1, 10**9),
+    "update_steps": (1, 10**6),
+    "target_steps": (1, 10**9),
+    "epsilon_frames": (0, 10**12),
+    "start_steps": (0, 10**9),
+    "learning_rate": (0.0, 10.0),
+    "max_grad_norm": (1e-9, 1e9),
+    "clip": (1e-9, 1e9),
+    "value_clip": (1e-9, 1e9),
+    **dict.fromkeys(("discount", "gae_lambda", "epsilon_start", "epsilon_end", "rms_decay"), _SHARES),
+    **dict.fromkeys(("entropy_coefficient", "value_coefficient", "reward_scale"), (0.0, 1e9)),
+}
+
+
+def _check_number(name: str, value: Any) -> None:
+    lowest, highest = _RANGES.get(name, (-math.inf, math.inf))
+    if isinstance(value, (int, float)) and not lowest <= value <= highest:
+        raise InputError(f"--{name.replace('_', '-')} {value}: expected {lowest:g} to {highest:g}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How this machine runs it: decided once, written down, and used again by `resume`, since another plan means other bits."""
+
+    device: str
+    precision: Literal["fp32", "bf16"]
+    workers: int
+    """Processes that play."""
+    groups: int
+    """Groups of games that take turns, so that one is played while the policy acts for another."""
+    learn_threads: int
+    """CPU threads that share an update, while the workers wait."""
+
+
+def make_plan(num_envs: int, cores: int, device: str, precision: Literal["fp32", "bf16"]) -> Plan:
+    """A fixed function of the machine's cores and the run."""
+    return Plan(
+        device=device,
+        precision=precision,
+        workers=min(cores, num_envs),
+        groups=2 if num_envs % 2 == 0 and num_envs >= 4 else 1,
+        learn_threads=cores if device == "cpu" else 1,
+    )
+
+
+def default_run_dir(env: str, algorithm: str, seed: int) -> Path:
+    """`runs/<env>-<algorithm>-s<seed>`."""
+    return Path("runs") / f"{env.replace('/', '-').replace(':', '-')}-{algorithm}-s{seed}"
+
+
+def save_config(path: Path, algorithm: str, config: RunConfig[Any], plan: Plan, facts: dict[str, Any]) -> None:
+    """Write `config.json`; `facts` (protocol, versions, commit) are for readers and not read back."""
+    run = {**dataclasses.asdict(config), "run_dir": str(config.run_dir)}
+    agent = run.pop("agent")
+    content = {"format": FORMAT, "algorithm": algorithm, "run": run, "agent": agent, "plan": dataclasses.asdict(plan), **facts}
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def load_config(path: Path) -> tuple[str, RunConfig[Any], Plan]:
+    """Read `config.json` back.
+
+    Raises:
+        InputError: there is none, or it is not one of ours.
+    """
+    try:
+        content = json.loads(path.read_text())
+        algorithm = content["algorithm"]
+        agent = agents.ALGORITHMS[algorithm].config(**content["agent"])
+        run = content["run"]
+        skip = run["frame_skip"]
+        run |= {"run_dir": Path(run["run_dir"]), "frame_skip": None if skip is None else (skip[0], skip[1])}
+        return algorithm, RunConfig(agent=agent, **run), Plan(**content["plan"])
+    except FileNotFoundError as error:
+        raise InputError(f"{path.parent} is not a run: it has no config.json") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is not a config.json that this version can read ({type(error).__name__}: {error})") from error

@@ -1,0 +1,132 @@
+"""Training: the order of calls between environments and agent, and around it counting, logging and checkpoints."""
+
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple, Self
+
+from agents.agent import Agent
+from envs.contract import Envs, TimeStep
+from training import checkpoint
+from training.metrics import Clock, Metrics
+from training.scores import Scores
+
+
+class Turn(NamedTuple):
+    """One group's step, as the agent has just seen it."""
+
+    slots: slice
+    timestep: TimeStep
+    metrics: dict[str, float] | None  # of an update, where one was made
+
+
+class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to stop
+    """The run was stopped by a signal, after a checkpoint."""
+
+    def __init__(self, signal_number: int) -> None:
+        """Remember which signal; the process exits with 128 more."""
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+        self.exit_code = 128 + signal_number
+
+
+def turns(envs: Envs, agent: Agent, clock: Clock) -> Iterator[Turn]:
+    """Let the groups take turns in a fixed order, for ever. Games of a group are played while the agent is busy with another."""
+    waiting: list[tuple[int, TimeStep]] = []
+    while True:
+        for group, slots in enumerate(envs.groups):
+            with clock.measure("environment"):
+                timestep = envs.recv(group)
+            with clock.measure("learning"):
+                metrics = agent.observe(timestep, slots)
+            yield Turn(slots, timestep, metrics)
+            waiting.append((group, timestep))
+            if agent.holds:
+                continue
+            with clock.measure("forward"):
+                for held, seen in waiting:
+                    envs.send(agent.act(seen, envs.groups[held]), held)
+            waiting.clear()
+
+
+class Run:
+    """One training run in its directory, from wherever it stands to its end."""
+
+    def __init__(self, run_dir: Path, total_frames: int, checkpoint_frames: int, envs: Envs, agent: Agent) -> None:
+        """Take what was built; `load` then continues from a checkpoint."""
+        self.run_dir, self.total_frames, self.checkpoint_frames = run_dir, total_frames, checkpoint_frames
+        self.envs, self.agent = envs, agent
+        self.scores = Scores(envs.num_envs)
+        self.clock = Clock()
+        self._signal: int | None = None
+
+    def __enter__(self) -> Self:
+        """End the environments' workers at the end of a `with` block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the environments' workers."""
+        self.envs.close()
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.run_dir / "checkpoints"
+
+    def load(self, path: Path) -> None:
+        """Continue from a checkpoint."""
+        state = checkpoint.load(path)
+        self.agent.load_state_dict(state["agent"] | {name: state[name] for name in ("weights", "optimizer")})
+        self.scores.load_state_dict(state["scores"])
+
+    def save(self) -> Path:
+        """Write a checkpoint of the run as it stands, and drop those that are no longer kept."""
+        agent = self.agent.state_dict()
+        parts = {name: agent.pop(name) for name in ("weights", "optimizer")}
+        path = checkpoint.save(
+            self._checkpoints, self.agent.frames, {**parts, "agent": agent, "scores": self.scores.state_dict()}
+        )
+        checkpoint.prune(self._checkpoints)
+        return path
+
+    def train(self, show: Callable[[dict[str, float]], None]) -> None:
+        """Train to the end; `show` is given each row of metrics.
+
+        Raises:
+            Stopped: a signal came; a checkpoint was written.
+        """
+        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            with Metrics(self.run_dir, self.total_frames, self.agent.frames) as metrics:
+                self._train(metrics, show)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _train(self, metrics: Metrics, show: Callable[[dict[str, float]], None]) -> None:
+        agent = self.agent
+        next_checkpoint = agent.frames + self.checkpoint_frames
+        self.clock.lap(agent.frames)
+        for turn in turns(self.envs, agent, self.clock):
+            self.scores.watch(turn.timestep, turn.slots)
+            if self._signal is not None:
+                self.save()
+                raise Stopped(self._signal)
+            if turn.metrics is None:
+                continue
+            metrics.add(turn.metrics)
+            done = agent.frames >= self.total_frames
+            if done or metrics.due(agent.frames):
+                show(metrics.write(agent.frames, agent.steps, {**self.scores.metrics(), **self.clock.lap(agent.frames)}))
+            if done or agent.frames >= next_checkpoint:
+                self.save()
+                next_checkpoint += self.checkpoint_frames
+            if done:
+                return
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        self._signal = number
+
+
+def facts_of(state: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says about the run at that point: frames, steps and scores."""
+    return {**state["agent"]["counters"], "scores": state["scores"]}

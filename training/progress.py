@@ -1,0 +1,72 @@
+"""What a person sees while a run trains: a bar on a terminal, a line now and then elsewhere."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from time import monotonic
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+_SECONDS_BETWEEN_LINES = 30.0  # where there is no terminal
+
+
+class Display:
+    """Shows each row of metrics."""
+
+    def __init__(self, total_frames: int, console: Console) -> None:
+        """Show on `console`."""
+        self._total, self._console = total_frames, console
+        self._bar = Progress(
+            TextColumn("{task.fields[frames]} frames"),
+            BarColumn(bar_width=None),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TextColumn("[bold]{task.fields[score]}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            expand=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("train", total=total_frames, frames=short(0), speed="", score="")
+        self._next_line = monotonic()
+
+    @contextmanager
+    def running(self, frames: int) -> Iterator[None]:
+        """Show the bar inside the block, starting at `frames`."""
+        with self._bar:
+            self._bar.update(self._task, completed=frames, frames=short(frames))
+            yield
+
+    def show(self, row: Mapping[str, float]) -> None:
+        """Show a row of metrics."""
+        frames = int(row["frames"])
+        texts = {"frames": short(frames), "speed": speed_text(row), "score": score_text(row)}
+        self._bar.update(self._task, completed=frames, **texts)
+        over = frames >= self._total
+        if not self._console.is_terminal and (over or monotonic() >= self._next_line):
+            share = f"{min(frames / self._total, 1):4.0%}"
+            self._console.print(
+                f"{texts['frames']:>7} frames {share}  {texts['speed']}  {texts['score']}", soft_wrap=True, highlight=False
+            )
+            self._next_line = monotonic() + _SECONDS_BETWEEN_LINES
+
+
+def speed_text(row: Mapping[str, float]) -> str:
+    """Frames a second, and what share of the time went where."""
+    shares = " ".join(f"{name[:3]} {row.get(f'time/{name}', 0):.0%}" for name in ("environment", "forward", "learning"))
+    return f"{short(row['speed/frames_per_second'])}/s ({shares})"
+
+
+def score_text(row: Mapping[str, float]) -> str:
+    """Mean of the last 100 games and the best game."""
+    if "score/mean_100" not in row:
+        return "no game over yet"
+    return f"score {row['score/mean_100']:.1f}, best {row['score/best']:.0f}"
+
+
+def short(number: float) -> str:
+    """`1.25M` for 1,250,000."""
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.0f}"

@@ -1,0 +1,124 @@
+"""From a run's config to a run that is ready to train."""
+
+import dataclasses
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agents import registry as agents
+from agents.agent import Agent, Setting
+from agents.torch_setup import pick_device, pick_precision
+from envs.contract import GameDescription, InputError, game_seeds
+from envs.workers import WorkerEnvs, usable_cores
+from training import checkpoint
+from training.config import Plan, RunConfig, load_config, make_plan, save_config
+from training.loop import Run
+
+
+def new_run(algorithm: str, config: RunConfig[Any]) -> Run:
+    """Open a run in a directory of its own.
+
+    Raises:
+        InputError: the directory exists, or the environment cannot be had; nothing was created.
+    """
+    run_dir = config.run_dir
+    assert run_dir is not None
+    if run_dir.exists():
+        raise InputError(
+            f"{run_dir} exists already; `python train.py resume {run_dir}` goes on with it, --run-dir names another"
+        )
+    device = pick_device(config.device)
+    precision = "bf16" if pick_precision(config.precision, device) == torch.bfloat16 else "fp32"
+    plan = make_plan(config.agent.num_envs, usable_cores(), str(device), precision)
+    envs = _open_envs(config, plan)
+    try:
+        agent = build_agent(algorithm, config, plan, envs.description)
+        run_dir.mkdir(parents=True)
+        facts = {"protocol": dataclasses.asdict(envs.description.protocol), "versions": versions(), "commit": commit()}
+        save_config(run_dir / "config.json", algorithm, config, plan, facts)
+    except BaseException:
+        envs.close()
+        raise
+    return _begin(config, envs, agent)
+
+
+def old_run(run_dir: Path) -> Run:
+    """Open a run at its newest checkpoint, or at its beginning where it has none.
+
+    Raises:
+        InputError: the directory is not a run.
+    """
+    algorithm, config, plan = load_config(run_dir / "config.json")
+    config = dataclasses.replace(config, run_dir=run_dir)
+    saved = checkpoint.checkpoints(run_dir / "checkpoints")
+    envs = _open_envs(config, plan)
+    try:
+        agent = build_agent(algorithm, config, plan, envs.description)
+        return _begin(config, envs, agent, saved[-1] if saved else None)
+    except BaseException:
+        envs.close()
+        raise
+
+
+def build_agent(algorithm: str, config: RunConfig[Any], plan: Plan, game: GameDescription) -> Agent:
+    """The agent of a run, before it has learned anything."""
+    torch.set_num_threads(1)  # agents share an update out to threads of their own, see agents/shards.py
+    torch.use_deterministic_algorithms(config.deterministic)
+    setting = Setting(
+        game=game,
+        num_envs=config.agent.num_envs,
+        groups=_groups(config.agent.num_envs, plan.groups),
+        total_frames=config.total_frames,
+        seed=config.seed,
+        device=torch.device(plan.device),
+        precision=torch.bfloat16 if plan.precision == "bf16" else torch.float32,
+        learn_threads=plan.learn_threads,
+    )
+    return agents.ALGORITHMS[algorithm].build(config.agent, setting)
+
+
+def _groups(num_envs: int, num_groups: int) -> tuple[slice, ...]:
+    size = num_envs // num_groups
+    return tuple(slice(start, start + size) for start in range(0, num_envs, size))
+
+
+def _open_envs(config: RunConfig[Any], plan: Plan) -> WorkerEnvs:
+    options = config.protocol_options
+    return WorkerEnvs(config.env, config.agent.num_envs, options=options, num_groups=plan.groups, num_workers=plan.workers)
+
+
+def _begin(config: RunConfig[Any], envs: WorkerEnvs, agent: Agent, saved: Path | None = None) -> Run:
+    assert config.run_dir is not None
+    run = Run(config.run_dir, config.total_frames, config.checkpoint_frames, envs, agent)
+    if saved is not None:
+        run.load(saved)
+    # Frames are part of the seeds, so that a resumed run opens games that it has not played yet.
+    seeds = game_seeds(0, config.seed + agent.frames, range(envs.num_envs))
+    envs.reset([[seed] for seed in seeds])
+    return run
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a run's numbers."""
+    return {name: version(name) for name in ("ale-py", "gymnasium", "numpy", "torch")}
+
+
+def commit() -> str | None:
+    """The commit of this source tree, with `+changes` where it is not exactly that; None outside of a git checkout."""
+    git = [
+        "git",
+        "-C",
+        str(Path(__file__).parent.parent),
+        "describe",
+        "--always",
+        "--abbrev=12",
+        "--exclude=*",
+        "--dirty=+changes",
+    ]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None
