@@ -28,8 +28,6 @@ class A2CConfig(OnPolicyConfig):
     """Step size of RMSprop at the start."""
     gae_lambda: float = 1.0
     """Trace of the advantage estimate: 0 trusts the value, 1 the return."""
-    value_coefficient: float = 0.25
-    """Weight of the value's squared error."""
     normalize_advantages: bool = False
     """Give the advantages of each rollout mean 0 and deviation 1."""
     rms_decay: float = 0.99

@@ -1,7 +1,7 @@
 """What training and evaluation ask of an agent, and what a run gives to one."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -45,7 +45,6 @@ class Agent(Protocol):
     the other groups' steps before it may act again (a rollout ends for all groups at once).
     """
 
-    default_policy: ClassVar[str]  # how a frozen agent plays unless told otherwise: `sample`, `greedy` or `epsilon 0.001`
     frames: int  # emulator frames observed
     steps: int  # agent steps observed
 
@@ -58,9 +57,6 @@ class Agent(Protocol):
 
     def observe(self, timestep: TimeStep, slots: slice) -> dict[str, float] | None:
         """Take in a group's step, and learn if it is time to; returns metrics where an update was made."""
-
-    def player(self, num_envs: int, policy: str) -> Player:
-        """A frozen player for `num_envs` environments."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides what comes next: nested dicts of tensors and JSON values."""

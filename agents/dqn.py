@@ -14,7 +14,7 @@ What differs from the paper:
 import copy
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,10 +28,10 @@ from agents.player import NetworkPlayer
 from agents.replay import Replay, Transitions
 from agents.schedules import linear
 from agents.torch_setup import autocast
-from envs.contract import InputError, TimeStep
+from envs.contract import GameDescription, InputError, TimeStep
 
 _REPORT_UPDATES = 50  # updates between two rows of metrics
-_PLAY_EPSILON = 0.001  # of a frozen agent
+PLAY_EPSILON = 0.001  # share of random actions of a frozen agent
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,6 @@ def dqn_loss(values: Tensor, targets: Tensor, batch: Transitions, kind: str) -> 
 class DQN:
     """Acts epsilon-greedily and learns from replay."""
 
-    default_policy: ClassVar[str] = f"epsilon {_PLAY_EPSILON}"
-
     def __init__(self, config: DQNConfig, setting: Setting) -> None:
         """Build the networks, the optimiser and replay.
 
@@ -141,6 +139,7 @@ class DQN:
         self._credit = 0  # agent steps that no update has used up yet
         self._losses: list[Tensor] = []
         self._target_frames = 0  # when the target network was last copied
+        self._empty_frames = 0  # when replay was empty
 
     @property
     def holds(self) -> bool:
@@ -149,7 +148,7 @@ class DQN:
 
     @property
     def start_frames(self) -> float:
-        """Emulator frames before the first update."""
+        """Emulator frames that replay fills with before the first update."""
         return min(self.config.start_frames, 0.05 * self.setting.total_frames)
 
     @property
@@ -167,7 +166,7 @@ class DQN:
             best = self.network(stacks).argmax(-1).cpu()
         anything = torch.randint(self.setting.game.num_actions, best.shape, generator=self.generator)
         actions = torch.where(torch.rand(best.shape, generator=self.generator) < self.epsilon, anything, best)
-        self.replay.actions[t % self.replay.rows, slots] = actions.to(torch.uint8)
+        self.replay.actions[t % self.replay.rows, slots] = actions
         return actions.numpy()
 
     def observe(self, timestep: TimeStep, slots: slice) -> dict[str, float] | None:
@@ -180,7 +179,7 @@ class DQN:
             self._note_outcome(t, timestep, slots)
         t = self._times[slots.start] = t + 1
         self.replay.put_frame(t, slots, torch.from_numpy(timestep.observation), torch.from_numpy(timestep.is_first))
-        if self.frames < self.start_frames:
+        if self.frames - self._empty_frames < self.start_frames:
             return None
         self._credit += played
         return self._learn()
@@ -199,7 +198,8 @@ class DQN:
         if self.frames - self._target_frames >= self.config.target_frames:
             self.target.load_state_dict(self.network.state_dict())
             self._target_frames = self.frames
-        if len(self._losses) < _REPORT_UPDATES:
+        enough = len(self._losses) >= _REPORT_UPDATES or self.frames >= self.setting.total_frames
+        if not (self._losses and enough):
             return None
         loss, value, norm = torch.stack(self._losses).mean(0).tolist()  # one wait for the device, not one an update
         self._losses.clear()
@@ -220,23 +220,6 @@ class DQN:
         self.updates += 1
         return torch.stack([loss.detach(), values.detach().mean(), norm])
 
-    def player(self, num_envs: int, policy: str) -> NetworkPlayer:
-        """A frozen player: `greedy`, or with one random action in a thousand (`epsilon 0.001`).
-
-        Raises:
-            InputError: another policy is asked for.
-        """
-        if policy not in ("greedy", self.default_policy):
-            raise InputError(f"--policy {policy}: dqn has no policy to sample from; expected greedy")
-        epsilon = 0.0 if policy == "greedy" else _PLAY_EPSILON
-
-        def play(stacks: Tensor) -> tuple[Tensor, Tensor]:
-            values = self.network(stacks)
-            best = nn.functional.one_hot(values.argmax(-1), values.shape[-1])
-            return best * (1 - epsilon) + epsilon / values.shape[-1], values.max(-1).values
-
-        return NetworkPlayer(play, num_envs, self.config.frame_stack, self.setting)
-
     def state_dict(self) -> dict[str, Any]:
         """Networks, optimiser, counters, reward moments and the generator; replay is not part of it and fills anew."""
         counters = {"frames": self.frames, "steps": self.steps, "updates": self.updates}
@@ -250,7 +233,7 @@ class DQN:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back a state; the next observation is the first in replay."""
+        """Take back a state; the next observation is the first in replay, which has to fill before learning goes on."""
         self.network.load_state_dict(state["weights"])
         self.target.load_state_dict(state["target"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -259,3 +242,27 @@ class DQN:
         counters = state["counters"]
         self.frames, self.steps, self.updates = (counters[name] for name in ("frames", "steps", "updates"))
         self._credit, self._target_frames = counters["credit"], counters["target_frames"]
+        self._times = dict.fromkeys(self._times, -1)
+        self._empty_frames = self.frames
+
+
+def frozen_player(
+    config: DQNConfig, game: GameDescription, weights: dict[str, Tensor], device: torch.device, num_envs: int, policy: str
+) -> NetworkPlayer:
+    """Trained weights at play: `greedy`, or with one random action in a thousand (`epsilon 0.001`).
+
+    Raises:
+        InputError: another policy is asked for.
+    """
+    if policy not in ("greedy", f"epsilon {PLAY_EPSILON}"):
+        raise InputError(f"--policy {policy}: dqn has no policy to sample from; expected greedy")
+    network = QNetwork(game, config.frame_stack, config.torso).to(device)
+    network.load_state_dict(weights)
+    epsilon = 0.0 if policy == "greedy" else PLAY_EPSILON
+
+    def play(stacks: Tensor) -> tuple[Tensor, Tensor]:
+        values = network(stacks)
+        best = nn.functional.one_hot(values.argmax(-1), values.shape[-1])
+        return best * (1 - epsilon) + epsilon / values.shape[-1], values.max(-1).values
+
+    return NetworkPlayer(play, num_envs, config.frame_stack, game, device)

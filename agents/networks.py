@@ -51,7 +51,8 @@ class NatureCNN(nn.Module):
 
     def forward(self, stacks: Tensor) -> Tensor:
         """(B, depth, C, H, W) uint8 -> (B, features)."""
-        return torch.relu(self.dense(self.convolutions(_as_image(stacks)).flatten(1)))
+        features: Tensor = self.dense(self.convolutions(_as_image(stacks)).flatten(1))
+        return features.relu()
 
 
 class _Residual(nn.Module):
@@ -65,7 +66,8 @@ class _Residual(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        return images + self.body(images)
+        residual: Tensor = self.body(images)
+        return images + residual
 
 
 class ImpalaResNet(nn.Module):
@@ -88,7 +90,8 @@ class ImpalaResNet(nn.Module):
 
     def forward(self, stacks: Tensor) -> Tensor:
         """(B, depth, C, H, W) uint8 -> (B, features)."""
-        return torch.relu(self.dense(self.convolutions(_as_image(stacks)).flatten(1)))
+        features: Tensor = self.dense(self.convolutions(_as_image(stacks)).flatten(1))
+        return features.relu()
 
 
 class MLP(nn.Module):

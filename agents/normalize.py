@@ -32,9 +32,9 @@ class RewardTransform:
     def __call__(self, timestep: TimeStep, slots: slice) -> NDArray[np.float32]:
         """(n,) rewards to learn from."""
         if self._kind == "clip":
-            return np.clip(timestep.reward, -1, 1)
+            return np.minimum(np.maximum(timestep.reward, -1), 1)
         if self._kind == "scale":
-            return timestep.reward * np.float32(self._scale)
+            return np.multiply(timestep.reward, self._scale, dtype=np.float32)
         if self._kind == "none":
             return timestep.reward
         self._watch(timestep, slots)
@@ -55,15 +55,10 @@ class RewardTransform:
         self._count = count
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that decides what the next reward becomes."""
-        return {
-            "returns": self._returns.tolist(),
-            "count": self._count,
-            "mean": float(self._mean),
-            "squares": float(self._squares),
-        }
+        """The moments; the returns of running episodes are not part of them, since other episodes follow."""
+        return {"count": self._count, "mean": float(self._mean), "squares": float(self._squares)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back a state."""
-        self._returns = np.asarray(state["returns"])
+        """Take back the moments; every return starts at zero."""
+        self._returns[:] = 0
         self._count, self._mean, self._squares = state["count"], state["mean"], state["squares"]

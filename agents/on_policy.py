@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from agents.rollout import Rollout, generalized_advantages
 from agents.schedules import linear
 from agents.shards import Shards
 from agents.torch_setup import autocast
-from envs.contract import TimeStep
+from envs.contract import GameDescription, TimeStep
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class OnPolicyConfig:
     """Trace of the advantage estimate: 0 trusts the value, 1 the return."""
     entropy_coefficient: float = 0.01
     """Weight of the bonus for undecided policies."""
-    value_coefficient: float = 0.5
+    value_coefficient: float = 0.25
     """Weight of the value's squared error."""
     max_grad_norm: float = 0.5
     """Length at which gradients are clipped."""
@@ -89,8 +89,6 @@ def policy_terms(logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
 class OnPolicyAgent(ABC):
     """Collects rollouts and learns from each once."""
 
-    default_policy: ClassVar[str] = "sample"
-
     def __init__(self, config: OnPolicyConfig, setting: Setting) -> None:
         """Build the network, the optimiser and the rollout's memory."""
         self.config, self.setting = config, setting
@@ -107,6 +105,7 @@ class OnPolicyAgent(ABC):
             config.rollout_steps, setting.num_envs, config.frame_stack, game.observation_shape, dtype, setting.device
         )
         self._times = {group.start: -1 for group in setting.groups}  # each group's step in the rollout
+        self._began = 0  # frames when the rollout was begun
 
     @abstractmethod
     def make_optimizer(self) -> torch.optim.Optimizer:
@@ -126,9 +125,11 @@ class OnPolicyAgent(ABC):
         return any(time == self.config.rollout_steps for time in self._times.values())
 
     @property
-    def progress(self) -> float:
-        """Share of the run that is done, 0 to 1."""
-        return self.frames / self.setting.total_frames
+    def learning_rate(self) -> float:
+        """Step size of the coming update, by the frame at which its rollout began: so the last one still learns."""
+        if not self.config.anneal_learning_rate:
+            return self.config.learning_rate
+        return linear(self.config.learning_rate, 0.0, self._began / self.setting.total_frames)
 
     def act(self, timestep: TimeStep, slots: slice) -> NDArray[np.int64]:
         """Sample actions for a group and note what they were worth."""
@@ -166,14 +167,14 @@ class OnPolicyAgent(ABC):
 
     def _learn(self) -> dict[str, float]:
         for group in self.optimizer.param_groups:
-            anneal = self.config.anneal_learning_rate
-            group["lr"] = linear(self.config.learning_rate, 0.0, self.progress) if anneal else self.config.learning_rate
+            group["lr"] = self.learning_rate
         batch = self._batch()
         metrics = self.update(batch)
         self.updates += 1
         variance = explained_variance(batch.values, batch.returns, batch.weights)
         self.rollout.carry_over()
         self._times = dict.fromkeys(self._times, 0)
+        self._began = self.frames
         values = torch.stack([*metrics.values(), variance]).tolist()  # one wait for the device, not one a metric
         return {**dict(zip([*metrics, "value/explained_variance"], values, strict=True)), "learning_rate": group["lr"]}
 
@@ -211,20 +212,6 @@ class OnPolicyAgent(ABC):
         self.optimizer.step()
         return {**metrics, "gradient/norm": norm}
 
-    def player(self, num_envs: int, policy: str) -> NetworkPlayer:
-        """A frozen player that samples from the policy, or takes its likeliest action (`greedy`)."""
-        return NetworkPlayer(
-            self._play_greedy if policy == "greedy" else self._play, num_envs, self.config.frame_stack, self.setting
-        )
-
-    def _play(self, stacks: Tensor) -> tuple[Tensor, Tensor]:
-        logits, values = self.network(stacks)
-        return logits.softmax(-1), values
-
-    def _play_greedy(self, stacks: Tensor) -> tuple[Tensor, Tensor]:
-        logits, values = self.network(stacks)
-        return nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).float(), values
-
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimiser, counters, reward moments and the generator."""
         return {
@@ -242,6 +229,24 @@ class OnPolicyAgent(ABC):
         self.generator.set_state(state["generator"])
         self.rewards.load_state_dict(state["rewards"])
         self.frames, self.steps, self.updates = (state["counters"][name] for name in ("frames", "steps", "updates"))
+        self._began = self.frames
+        self._times = dict.fromkeys(self._times, -1)
+
+
+def frozen_player(
+    config: OnPolicyConfig, game: GameDescription, weights: dict[str, Tensor], device: torch.device, num_envs: int, policy: str
+) -> NetworkPlayer:
+    """Trained weights at play: `sample` draws from the policy, `greedy` takes its likeliest action."""
+    network = ActorCritic(game, config.frame_stack, config.torso).to(device)
+    network.load_state_dict(weights)
+
+    def play(stacks: Tensor) -> tuple[Tensor, Tensor]:
+        logits, values = network(stacks)
+        if policy == "greedy":
+            return nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).float(), values
+        return logits.softmax(-1), values
+
+    return NetworkPlayer(play, num_envs, config.frame_stack, game, device)
 
 
 def explained_variance(values: Tensor, returns: Tensor, weights: Tensor) -> Tensor:

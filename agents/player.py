@@ -5,27 +5,32 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from agents.agent import Decision, Setting
+from agents.agent import Decision
 from agents.frames import FrameStack
-from agents.torch_setup import autocast
-from envs.contract import TimeStep
+from envs.contract import GameDescription, TimeStep
 
 
 class NetworkPlayer:
-    """Plays with a function from stacks to probabilities and values; implements `agents.agent.Player`."""
+    """Plays with a function from stacks to probabilities and values, in float32; implements `agents.agent.Player`."""
 
-    def __init__(self, play: Callable[[Tensor], tuple[Tensor, Tensor]], num_envs: int, depth: int, setting: Setting) -> None:
+    def __init__(
+        self,
+        play: Callable[[Tensor], tuple[Tensor, Tensor]],
+        num_envs: int,
+        depth: int,
+        game: GameDescription,
+        device: torch.device,
+    ) -> None:
         """`play` takes (N, depth, *shape) and returns (N, A) and (N,)."""
-        self._play, self._setting = play, setting
-        game = setting.game
+        self._play, self._device = play, device
         dtype = getattr(torch, game.observation_dtype)
-        self._stack = FrameStack(num_envs, depth, game.observation_shape, dtype, setting.device)
+        self._stack = FrameStack(num_envs, depth, game.observation_shape, dtype, device)
 
     def decide(self, timestep: TimeStep) -> Decision:
         """Look at one more step of all environments."""
-        device = self._setting.device
-        observation, is_first = (torch.from_numpy(array).to(device) for array in (timestep.observation, timestep.is_first))
-        stacks = self._stack.push(observation, is_first, slice(None))
-        with torch.no_grad(), autocast(self._setting):
-            probabilities, values = self._play(stacks)
-        return Decision(probabilities.float().cpu().numpy(), values.float().cpu().numpy())
+        observation, is_first = (
+            torch.from_numpy(array).to(self._device) for array in (timestep.observation, timestep.is_first)
+        )
+        with torch.no_grad():
+            probabilities, values = self._play(self._stack.push(observation, is_first, slice(None)))
+        return Decision(probabilities.cpu().numpy(), values.cpu().numpy())

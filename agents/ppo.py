@@ -64,7 +64,7 @@ def ppo_loss(
     if value_clip is not None:
         near = batch.values + (values - batch.values).clamp(-value_clip, value_clip)
         error = torch.max(error, (near - batch.returns) ** 2)
-    policy_loss, value_loss, bonus = -mean(gain), 0.5 * mean(error), mean(entropies)
+    policy_loss, value_loss, bonus = -mean(gain), mean(error), mean(entropies)
     with torch.no_grad():
         clipped = mean(((ratio - 1).abs() > clip).float())
         divergence = mean(ratio - 1 - log_ratio)  # Schulman's low-variance estimate, http://joschu.net/blog/kl-approx.html

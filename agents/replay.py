@@ -34,7 +34,7 @@ class Replay:
     """The last `capacity` steps of N environments, in CPU memory."""
 
     def __init__(self, capacity: int, num_envs: int, depth: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        """Lay out the memory (the system fills it in as it is first written).
+        """Lay out the memory (the system gives a frame its place when it is first written).
 
         Raises:
             InputError: it would need more memory than is free.
@@ -42,9 +42,10 @@ class Replay:
         self.num_envs, self.depth = num_envs, depth
         self.rows = max(-(-capacity // num_envs), depth + 2)
         check_memory(self.rows * num_envs, bytes_per_step(shape, dtype))
-        self.frames = torch.zeros((self.rows, num_envs, *shape), dtype=dtype)
+        self.frames = torch.empty((self.rows, num_envs, *shape), dtype=dtype)
         self.rewards = torch.zeros((self.rows, num_envs))
-        self.age, self.actions = torch.zeros((2, self.rows, num_envs), dtype=torch.uint8)
+        self.age = torch.zeros((self.rows, num_envs), dtype=torch.uint8)
+        self.actions = torch.zeros((self.rows, num_envs), dtype=torch.int16)
         self.terminated, self.ends, self.mask = torch.zeros((3, self.rows, num_envs), dtype=torch.bool)
 
     def put_frame(self, t: int, slots: slice, observation: Tensor, is_first: Tensor) -> None:
@@ -105,7 +106,7 @@ class Replay:
 def bytes_per_step(shape: tuple[int, ...], dtype: torch.dtype) -> int:
     """Memory of one step in bytes: its frame, reward, age, action and three flags."""
     frame = torch.Size(shape).numel() * dtype.itemsize
-    return frame + 4 + 2 + 3
+    return frame + 4 + 1 + 2 + 3
 
 
 def check_memory(steps: int, bytes_a_step: int) -> None:

@@ -34,7 +34,7 @@ def generalized_advantages(
         (T, N) advantages, zero where masked.
     """
     delta = rewards + discount * values[1:] * ~terminated - values[:-1]
-    carry = discount * trace * ~ends
+    carry = discount * trace * (~ends).to(delta.dtype)
     advantages = torch.zeros_like(rewards)
     following = torch.zeros_like(rewards[0])
     for t in reversed(range(rewards.shape[0])):
@@ -83,8 +83,9 @@ class Rollout:
         stacks = self.frames[t : t + self.depth, slots].transpose(0, 1)
         if self.depth == 1:
             return stacks
+        stacks = stacks.clone(memory_format=torch.contiguous_format)  # of one environment it would be the stored frames
         back = torch.arange(self.depth - 1, -1, -1, device=stacks.device)
-        return blacken(stacks.contiguous(), self.age[t + self.depth - 1, slots][:, None].int() < back)
+        return blacken(stacks, self.age[t + self.depth - 1, slots][:, None].int() < back)
 
     def stacks(self, t: Tensor, slots: Tensor) -> Tensor:
         """Observations as the agent sees them: (B,), (B,) -> (B, depth, *shape)."""

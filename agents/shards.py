@@ -1,4 +1,4 @@
-"""Gradients on several CPU cores: a batch is split into parts, each part is one thread's, and the parts' gradients are added up.
+"""Gradients on several CPU cores: a batch is split, each part is one thread's, and the parts' gradients are added up.
 
 torch can split every single operation over the cores instead, but its threads then wait for each other hundreds of times an
 update, spinning; as soon as another program wants a core, that takes ten times as long (`docs/log.md`). Here they meet once.

@@ -41,7 +41,7 @@ _FIXED: Mapping[str, Any] = MappingProxyType({"frame_skip": (4, 4), "max_pool": 
 
 
 def rom_of(env_id: str) -> str | None:
-    """The ROM's name (`ms_pacman`) for an id of the table above (`MsPacman-v0`), from ale-py's registration; None for others."""
+    """The ROM's name (`ms_pacman`) for an id of the table (`MsPacman-v0`), from ale-py's registration; None for others."""
     match = ID.fullmatch(env_id)
     if (
         match is None
@@ -80,7 +80,7 @@ def protocol_of(env_id: str, options: ProtocolOptions) -> GameProtocol:
         max_episode_steps=10_000 if first_registered else None,
         mode=None,
         difficulty=None,
-        rom_md5=hashlib.md5(Path(roms.get_rom_path(rom)).read_bytes(), usedforsecurity=False).hexdigest(),
+        rom_md5=hashlib.md5(_rom_path(rom).read_bytes(), usedforsecurity=False).hexdigest(),
         backend=f"ale-py {ale_py.__version__}",
         **(_DRAWN if drawn else _FIXED),
     )
@@ -90,10 +90,17 @@ def protocol_of(env_id: str, options: ProtocolOptions) -> GameProtocol:
     return dataclasses.replace(protocol, **changes)
 
 
+def _rom_path(rom: str | None) -> Path:
+    path = roms.get_rom_path(rom) if rom else None
+    assert path is not None, rom  # ale-py's wheel holds the ROM of every game that it registers
+    return path
+
+
 def ale_seeds(seed: int) -> tuple[int, int]:
     """Seeds of the generator beside the emulator and of the emulator itself, as Gymnasium derives them.
 
-    The emulator takes all negative seeds for the same one, so the sign is dropped where Gymnasium's would be negative.
+    The sign is dropped where Gymnasium's would be negative: the emulator takes -1 for the clock, and `AtariVectorEnv`, to which
+    we are compared, takes all negative seeds for one.
     """
     beside, emulator = np.random.SeedSequence(seed).generate_state(n_words=2)
     return int(beside), int(emulator) & 0x7FFFFFFF
@@ -105,7 +112,7 @@ class AtariGame:
     def __init__(self, env_id: str, options: ProtocolOptions) -> None:
         """Load the game's ROM into an emulator of its own."""
         self.protocol = protocol_of(env_id, options)
-        self._rom_path = roms.get_rom_path(rom_of(env_id))
+        self._rom_path = _rom_path(rom_of(env_id))
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # before the first emulator, which would print a banner
         self._ale = ale_py.ALEInterface()
         self._ale.setFloat("repeat_action_probability", self.protocol.sticky)
@@ -123,9 +130,9 @@ class AtariGame:
             screen_shape=(height, width, 3),
             frames_per_second=FRAMES_PER_SECOND,
         )
-        # The step's last frame but one, and its last. A step cut short by an end leaves the older frames in place.
+        # The step's last frame but one, and its last. A step cut short by an end leaves the older ones in place, `_last` pooled
+        # with the `_previous` of its own step, as `AtariPreprocessing` does.
         self._previous, self._last = np.zeros((2, height, width), np.uint8)
-        self._pooled = np.empty((height, width), np.uint8)
         self._recording = False
         self._frames: list[NDArray[np.uint8]] = []
         self._steps = 0
@@ -191,10 +198,9 @@ class AtariGame:
         if self.protocol.observation == "ram":
             observation[:] = self._ale.getRAM()
             return
-        screen = self._last
         if self.protocol.max_pool:
-            screen = np.maximum(self._previous, self._last, out=self._pooled)
-        cv2.resize(screen, (SIDE, SIDE), dst=observation[0], interpolation=cv2.INTER_AREA)
+            np.maximum(self._previous, self._last, out=self._last)
+        cv2.resize(self._last, (SIDE, SIDE), dst=observation[0], interpolation=cv2.INTER_AREA)
 
     def record(self) -> None:
         """Keep every emulator frame of a step from now on."""

@@ -180,6 +180,6 @@ class Envs(Protocol):
         """End the workers and free the shared memory."""
 
 
-def game_seeds(purpose: int, seed: int, games: range) -> list[int]:
-    """One independent seed a game: `SeedSequence((purpose, seed, game))`; purpose 0 is training and 1 is evaluation."""
-    return [int(np.random.SeedSequence((purpose, seed, game)).generate_state(1)[0] & 0x7FFFFFFF) for game in games]
+def game_seeds(purpose: int, seed: int, games: range, *again: int) -> list[int]:
+    """One independent seed a game: `SeedSequence((purpose, seed, game, *again))`; purpose 0 is training and 1 is evaluation."""
+    return [int(np.random.SeedSequence((purpose, seed, game, *again)).generate_state(1)[0] & 0x7FFFFFFF) for game in games]

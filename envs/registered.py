@@ -3,6 +3,8 @@
 `package.module:Id-v0` imports the module first, which is how a user's own environment gets here.
 """
 
+import importlib
+import os
 from typing import Any
 
 import gymnasium
@@ -89,15 +91,15 @@ class RegisteredGame:
 
 def _make(env_id: str) -> gymnasium.Env[Any, Any]:
     """Make the environment, able to render where it can."""
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pictures are drawn into memory; SDL complains where it finds no display
     try:
-        spec = gymnasium.spec(env_id)
-        modes = (
-            getattr(gymnasium.envs.registration.load_env_creator(str(spec.entry_point)), "metadata", {})
-            if spec.entry_point
-            else {}
-        )
-        drawable = "rgb_array" in modes.get("render_modes", ())
-        return gymnasium.make(env_id, render_mode="rgb_array" if drawable else None)
+        module, _, name = env_id.rpartition(":")
+        if module:
+            importlib.import_module(module)
+        entry = gymnasium.spec(name).entry_point
+        creator = gymnasium.envs.registration.load_env_creator(entry) if isinstance(entry, str) else entry
+        drawable = "rgb_array" in getattr(creator, "metadata", {}).get("render_modes", ())
+        return gymnasium.make(env_id, render_mode="rgb_array") if drawable else gymnasium.make(env_id)
     except (gymnasium.error.Error, ImportError) as error:
         raise InputError(f"{env_id}: {' '.join(str(error).split())}") from error
 

@@ -9,12 +9,14 @@ single bytes on pipes: when the trainer dies, however it dies, its ends close, t
     recv(group) ◀─────── group number ────────
 """
 
+import contextlib
 import json
 import mmap
 import os
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +29,6 @@ from envs.contract import Game, GameDescription, GameProtocol, InputError, Outco
 
 RESET = 255  # command byte; lower ones are group numbers
 FAILED = 254  # reply byte: a line of JSON that says why follows
-_LARGEST_SKIP = 16  # emulator frames a step that a recorded slot has room for
 
 
 class WorkerError(RuntimeError):
@@ -50,7 +51,8 @@ class WorkerEnvs:
         """Start the workers; `record` names the slots whose emulator frames are kept for `last_frames`.
 
         Raises:
-            InputError: unknown id, a game that cannot be played, or a number of environments that the groups do not divide.
+            InputError: unknown id, a game that cannot be played (or recorded, where that is asked), or a number of environments
+                that the groups do not divide.
         """
         if num_envs % num_groups:
             raise InputError(f"num_envs {num_envs} does not divide into {num_groups} groups; take a multiple of {num_groups}")
@@ -65,7 +67,9 @@ class WorkerEnvs:
             for share in shares:
                 slots = [[int(slot) + group.start for slot in share] for group in self.groups]
                 self._workers.append(_WorkerProcess(self._file.fileno(), env_id, options or ProtocolOptions(), slots, record))
-            self.description = [_description_from(worker.read_message()) for worker in self._workers][0]
+            self.description, *_ = [_description_from(worker.read_message()) for worker in self._workers]
+            if record and self.description.screen_shape is None:
+                raise InputError(f"{env_id} has no pictures to record: it does not render `rgb_array`")
             self._map_memory(list(record))
         except BaseException:
             self.close()
@@ -76,7 +80,7 @@ class WorkerEnvs:
         self._memory = SharedMemory(self._file.fileno(), self.num_envs, self.description, record, create=True)
         for worker in self._workers:
             worker.write_message(layout)
-        self._steps = tuple(TimeStep(*(field[group] for field in self._memory.step)) for group in self.groups)
+        self._steps = tuple(self._memory.step_of(group) for group in self.groups)
         self._recorded = {slot: row for row, slot in enumerate(record)}
 
     def reset(self, seeds: Sequence[Sequence[int]]) -> None:
@@ -111,6 +115,8 @@ class WorkerEnvs:
         """End the workers and free the memory; harmless when done twice."""
         for worker in self._workers:
             worker.close()
+        for worker in self._workers:
+            worker.wait()
         self._workers = []
         self._file.close()
 
@@ -140,7 +146,7 @@ class SharedMemory:
             "frames": ((num_envs,), np.int32),
             "actions": ((num_envs,), np.int64),
             "seeds": ((num_envs,), np.int64),
-            "screens": ((len(record), _LARGEST_SKIP, *screen), np.uint8),
+            "screens": ((len(record), game.protocol.frame_skip[1], *screen), np.uint8),
             "screen_counts": ((len(record),), np.int64),
         }
         starts, end = {}, 0
@@ -154,6 +160,11 @@ class SharedMemory:
         self.step = TimeStep(*(arrays[name] for name in TimeStep._fields))
         self.actions, self.seeds = arrays["actions"], arrays["seeds"]
         self.screens, self.screen_counts = arrays["screens"], arrays["screen_counts"]
+
+    def step_of(self, slots: slice) -> TimeStep:
+        """Views of some slots' step."""
+        fields: list[Any] = [field[slots] for field in self.step]
+        return TimeStep(*fields)
 
 
 class _Channel:
@@ -212,14 +223,24 @@ class _WorkerProcess(_Channel):
         super().__init__(reply_end, command_end)
         self.write_message({"env": env_id, "options": asdict(options), "slots": slots, "record": list(record)})
 
+    def write(self, signal: int) -> None:
+        with contextlib.suppress(BrokenPipeError):  # a worker that is gone is reported by `expect`, with its last words
+            super().write(signal)
+
+    def write_message(self, message: Any) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            super().write_message(message)
+
     def expect(self, signal: int) -> None:
         """Wait for a signal.
 
         Raises:
-            WorkerError: something else came, or nothing will.
+            WorkerError: the worker died or its game raised.
         """
-        if (reply := self.read()) != signal:
+        reply = self.read()
+        if reply is None or reply == FAILED:
             self._fail(self.read_message() if reply == FAILED else {})
+        assert reply == signal, f"groups take turns: waited for {signal} and received {reply}"
 
     def read_message(self) -> Any:
         message = super().read_message()
@@ -230,10 +251,14 @@ class _WorkerProcess(_Channel):
     def _fail(self, message: dict[str, str]) -> None:
         if message.get("kind") == InputError.__name__:
             raise InputError(message["error"])
-        raise WorkerError(message.get("error") or f"a worker process ended on its own with exit status {self._process.wait()}")
+        if not message:
+            raise WorkerError(f"a worker process ended on its own with exit status {self._process.wait()}")
+        error = WorkerError(message["error"])
+        error.add_note(f"In the worker:\n{message['traceback']}")
+        raise error
 
-    def close(self) -> None:
-        super().close()  # the worker reads end-of-file and exits
+    def wait(self) -> None:
+        """Wait for its end after `close`, at which it reads end-of-file and exits."""
         try:
             self._process.wait(timeout=2)
         except subprocess.TimeoutExpired:
@@ -338,16 +363,24 @@ def main() -> None:
     memory, commands, replies = map(int, sys.argv[1:])
     channel = _Channel(commands, replies)
     told = False
-    try:
-        worker = _Worker(channel, memory)
-        told = True
-        worker.serve()
-    except BrokenPipeError:
-        pass  # the trainer is gone
-    except Exception as error:
-        if told:
-            channel.write(FAILED)
-        channel.write_message({"error": f"{error}" or repr(error), "kind": type(error).__name__})
+    with contextlib.suppress(BrokenPipeError):  # the trainer is gone, or wants no more of us
+        try:
+            worker = _Worker(channel, memory)
+            told = True
+            worker.serve()
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            if told:
+                channel.write(FAILED)
+            channel.write_message(_last_words(error))
+
+
+def _last_words(error: Exception) -> dict[str, str]:
+    if isinstance(error, InputError):
+        return {"error": str(error), "kind": InputError.__name__}
+    text = "".join(traceback.format_exception(error))
+    return {"error": f"{type(error).__name__}: {error}", "kind": type(error).__name__, "traceback": text}
 
 
 if __name__ == "__main__":

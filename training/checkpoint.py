@@ -95,6 +95,19 @@ def load(checkpoint: Path, device: torch.device | str = "cpu") -> dict[str, Any]
         raise InputError(f"{checkpoint} is no checkpoint that can be read ({type(error).__name__}: {error})") from error
 
 
+def load_weights(directory: Path) -> dict[str, Tensor]:
+    """The networks' tensors alone, by parameter name.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    path = directory / "weights.safetensors"
+    try:
+        return {name.removeprefix("weights/"): tensor for name, tensor in load_file(path).items()}
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
+
+
 def checkpoints(directory: Path) -> list[Path]:
     """The checkpoints below a run's `checkpoints` directory, oldest first."""
     return sorted(path for path in directory.glob("[0-9]*") if path.is_dir())

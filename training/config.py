@@ -39,10 +39,11 @@ def parse_skip(text: str) -> tuple[int, int]:
     Raises:
         ValueError: the text is neither, or not 1 to 16.
     """
-    fewest, _, most = text.partition("-")
-    if not (fewest.isdecimal() and (most or fewest).isdecimal() and 1 <= int(fewest) <= int(most or fewest) <= 16):
+    fewest, dash, most = text.partition("-")
+    most = most if dash else fewest
+    if not (fewest.isdecimal() and most.isdecimal() and 1 <= int(fewest) <= int(most) <= 16):
         raise ValueError(f"{text!r} is no frame skip; write 4, or 2-4 for one drawn from 2, 3 and 4 (1 to 16)")
-    return int(fewest), int(most or fewest)
+    return int(fewest), int(most)
 
 
 def _show_skip(skip: tuple[int, int]) -> str:

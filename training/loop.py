@@ -31,7 +31,7 @@ class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to sto
 
 
 def turns(envs: Envs, agent: Agent, clock: Clock) -> Iterator[Turn]:
-    """Let the groups take turns in a fixed order, for ever. Games of a group are played while the agent is busy with another."""
+    """Let the groups take turns in a fixed order, for ever; one is played while the agent is busy with another."""
     waiting: list[tuple[int, TimeStep]] = []
     while True:
         for group, slots in enumerate(envs.groups):

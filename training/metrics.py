@@ -47,7 +47,7 @@ class Metrics:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         for name, value in row.items():
-            self._tensorboard.add_scalar(name, value, frames)  # type: ignore[no-untyped-call]
+            self._tensorboard.add_scalar(name, value, frames)
         self._written, self._updates = frames, 0
         self._sums.clear()
         return row
@@ -59,7 +59,7 @@ class Metrics:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Close the files."""
         self._file.close()
-        self._tensorboard.close()  # type: ignore[no-untyped-call]
+        self._tensorboard.close()
 
 
 def read(path: Path) -> list[dict[str, float]]:

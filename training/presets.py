@@ -7,26 +7,39 @@ from envs import atari
 
 _IMAGES: dict[str, dict[str, Any]] = {"ppo": {}, "a2c": {}, "dqn": {}}
 _RAM: dict[str, dict[str, Any]] = {
-    "ppo": {"num_envs": 32, "frame_stack": 1, "learning_rate": 5e-4, "discount": 0.997, "reward": "normalize"},
+    "ppo": {
+        "num_envs": 64,
+        "frame_stack": 1,
+        "learning_rate": 5e-4,
+        "discount": 0.997,
+        "gae_lambda": 0.97,
+        "clip": 0.2,
+        "entropy_coefficient": 0.002,
+        "reward": "normalize",
+    },
     "a2c": {"frame_stack": 1, "discount": 0.997, "reward": "normalize"},
     "dqn": {"frame_stack": 1},
 }
-_VECTORS: dict[str, dict[str, Any]] = {
+_OTHERS: dict[str, dict[str, Any]] = {
     "ppo": {"frame_stack": 1, "reward": "none", "clip": 0.2, "entropy_coefficient": 0.0},
     "a2c": {"frame_stack": 1, "reward": "none", "entropy_coefficient": 0.0},
     "dqn": {"frame_stack": 1, "reward": "none"},
 }
-# Bowling pays for a ball some 320 frames after it is thrown, and a strike ten times as much as a pin.
+# Bowling pays for a ball some 320 emulator frames after it is thrown, and for a strike ten times as much as for a pin; nearly all of
+# Berzerk's points come in fifties. Both are scaled to about one rather than clipped.
 _GAMES: dict[tuple[str, str], dict[str, Any]] = {
     ("ppo", "bowling"): {"discount": 0.999, "reward": "scale", "reward_scale": 0.1},
     ("a2c", "bowling"): {"discount": 0.999, "reward": "scale", "reward_scale": 0.1},
     ("dqn", "bowling"): {"discount": 0.999, "reward": "scale", "reward_scale": 0.1},
+    ("ppo", "berzerk"): {"discount": 0.997, "reward": "scale", "reward_scale": 0.02},
+    ("a2c", "berzerk"): {"discount": 0.997, "reward": "scale", "reward_scale": 0.02},
+    ("dqn", "berzerk"): {"discount": 0.997, "reward": "scale", "reward_scale": 0.02},
 }
 
 
 def preset(algorithm: str, env_id: str) -> Any:
     """The algorithm's config for a game: its defaults, changed for the kind of observation and then for the game."""
     rom = atari.rom_of(env_id)
-    kind = _VECTORS if rom is None else _RAM if "-ram" in env_id else _IMAGES
+    kind = _OTHERS if rom is None else _RAM if "-ram" in env_id else _IMAGES
     changes = kind[algorithm] | _GAMES.get((algorithm, rom or ""), {})
     return agents.ALGORITHMS[algorithm].config(**changes)

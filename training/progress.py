@@ -41,7 +41,7 @@ class Display:
         """Show a row of metrics."""
         frames = int(row["frames"])
         texts = {"frames": short(frames), "speed": speed_text(row), "score": score_text(row)}
-        self._bar.update(self._task, completed=frames, **texts)
+        self._bar.update(self._task, completed=frames, frames=texts["frames"], speed=texts["speed"], score=texts["score"])
         over = frames >= self._total
         if not self._console.is_terminal and (over or monotonic() >= self._next_line):
             share = f"{min(frames / self._total, 1):4.0%}"

@@ -27,12 +27,10 @@ def new_run(algorithm: str, config: RunConfig[Any]) -> Run:
     run_dir = config.run_dir
     assert run_dir is not None
     if run_dir.exists():
-        raise InputError(
-            f"{run_dir} exists already; `python train.py resume {run_dir}` goes on with it, --run-dir names another"
-        )
+        raise InputError(f"{run_dir} exists already; `train.py resume {run_dir}` goes on with it, --run-dir names another")
     device = pick_device(config.device)
-    precision = "bf16" if pick_precision(config.precision, device) == torch.bfloat16 else "fp32"
-    plan = make_plan(config.agent.num_envs, usable_cores(), str(device), precision)
+    bf16 = pick_precision(config.precision, device) == torch.bfloat16
+    plan = make_plan(config.agent.num_envs, usable_cores(), str(device), "bf16" if bf16 else "fp32")
     envs = _open_envs(config, plan)
     try:
         agent = build_agent(algorithm, config, plan, envs.description)
@@ -95,8 +93,8 @@ def _begin(config: RunConfig[Any], envs: WorkerEnvs, agent: Agent, saved: Path |
     run = Run(config.run_dir, config.total_frames, config.checkpoint_frames, envs, agent)
     if saved is not None:
         run.load(saved)
-    # Frames are part of the seeds, so that a resumed run opens games that it has not played yet.
-    seeds = game_seeds(0, config.seed + agent.frames, range(envs.num_envs))
+    # A resumed run opens games that it has not played yet.
+    seeds = game_seeds(0, config.seed, range(envs.num_envs), *([agent.frames] if agent.frames else []))
     envs.reset([[seed] for seed in seeds])
     return run
 

@@ -1,0 +1,73 @@
+"""Evaluate agents: `python evaluate.py RUN [RUN ...]`, where RUN is a run, a checkpoint, zoo/NAME, random:ID or script:ID."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Options:
+    """Play whole games with frozen agents, set the scores beside baselines, and record videos."""
+
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """Runs, checkpoints, zoo entries, random:ID or script:ID."""
+    episodes: int = 30
+    """Games that each one plays."""
+    seed: int = 0
+    """Decides the games; training never plays them."""
+    policy: Literal["sample", "greedy"] | None = None
+    """How agents choose; PPO and A2C sample and DQN plays epsilon 0.001 where not given."""
+    videos: int = 1
+    """Games of each that are recorded."""
+    blind_games: int = 20
+    """Games of the baselines that never look (the agent's best game replayed, scripts); 0 for none."""
+    out: Path | None = None
+    """Where scores.json, report.html and the videos go; videos/<run> where not given."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the networks are computed."""
+
+
+def main(args: Sequence[str]) -> int:
+    """Run a command line; returns the exit code."""
+    from envs.contract import InputError
+
+    try:
+        return _evaluate(args)
+    except InputError as error:
+        print(f"evaluate.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _evaluate(args: Sequence[str]) -> int:
+    from rich.console import Console
+
+    from evaluation import session
+    from training import command_line
+
+    options = command_line.parse(Options, args, prog="evaluate.py")
+    session.check(options.runs, options.episodes, options.videos, options.blind_games, options.seed)
+    subjects = session.find_all(options.runs, options.policy, options.device)
+    out = options.out or session.default_out(subjects)
+    console = Console()
+    session.run(
+        subjects,
+        range(options.episodes),
+        seed=options.seed,
+        videos=options.videos,
+        blind_games=options.blind_games,
+        out=out,
+        command=" ".join(["python evaluate.py", *args]),
+        console=console,
+    )
+    console.print(f"{out}/report.html", highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

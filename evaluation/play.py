@@ -1,0 +1,164 @@
+"""Whole games, each with a seed of its own, played by a frozen player.
+
+Game i has seed `SeedSequence((1, seed, i))` and draws its actions from a generator of that seed, so that its result does not
+depend on which games are played beside it. Each slot plays a fixed list of games: taking whatever game ends first would count
+short games too often.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.agent import Decision, Player
+from envs.contract import Envs, GameDescription, ProtocolOptions, TimeStep, game_seeds
+from envs.workers import WorkerEnvs
+
+MOST_SLOTS = 16  # games side by side
+_EVALUATION = 1  # purpose of the seeds; training's is 0
+
+
+@dataclass
+class Episode:
+    """One game."""
+
+    index: int
+    """Which of the evaluation's games."""
+    seed: int
+    """What the game was opened with."""
+    score: float = 0.0
+    """Sum of the game's own rewards."""
+    frames: int = 0
+    """Emulator frames."""
+    terminated: bool = False
+    """Whether the game was over, rather than cut off."""
+    actions: list[int] = field(default_factory=list)
+    """What was played."""
+
+
+class Watcher(Protocol):
+    """Looks on while a game is played: a video, say."""
+
+    def watch(
+        self, episode: Episode, frames: NDArray[np.uint8], action: int, probabilities: NDArray[np.float32], value: float
+    ) -> None:
+        """One agent step, with what led to it: emulator frames (k, H, W, 3), action, its probabilities (A,) and the value."""
+
+    def finish(self, episode: Episode) -> None:
+        """The game has ended."""
+
+
+def slots_for(games: int) -> int:
+    """Games to play side by side: as many as divide the games evenly."""
+    rounds = -(-games // MOST_SLOTS)
+    return -(-games // rounds)
+
+
+def play_games(
+    env_id: str,
+    options: ProtocolOptions,
+    make_player: Callable[[GameDescription, int], Player],
+    games: range,
+    seed: int,
+    watchers: Sequence[Watcher] = (),
+) -> tuple[list[Episode], GameDescription]:
+    """Play some games of an evaluation to their ends.
+
+    Args:
+        env_id: What to play.
+        options: Changes to its protocol.
+        make_player: From a game and a number of environments to a player.
+        games: Which games; their numbers decide their seeds.
+        seed: Of the whole evaluation.
+        watchers: The k-th looks on at the k-th game.
+
+    Returns:
+        The games in order, and the description of what was played.
+    """
+    num_slots = slots_for(len(games))
+    seeds = game_seeds(_EVALUATION, seed, games)
+    queues = [list(range(slot, len(games), num_slots)) for slot in range(num_slots)]
+    with ExitStack() as stack:
+        envs = stack.enter_context(WorkerEnvs(env_id, num_slots, options=options, record=range(min(len(watchers), num_slots))))
+        envs.reset([[seeds[game] for game in queue] for queue in queues])
+        tables = [_Table([Episode(games[game], seeds[game]) for game in queue]) for queue in queues]
+        watching = {games[game]: watcher for game, watcher in enumerate(watchers)}
+        _play(envs, make_player(envs.description, num_slots), tables, watching)
+        episodes = sorted((episode for table in tables for episode in table.episodes), key=lambda episode: episode.index)
+        return episodes, envs.description
+
+
+class _Table:
+    """A slot's games, one after the other."""
+
+    def __init__(self, episodes: list[Episode]) -> None:
+        self.episodes = episodes
+        self._at = -1
+        self._over = True
+
+    @property
+    def done(self) -> bool:
+        return self._over and self._at + 1 >= len(self.episodes)
+
+    @property
+    def running(self) -> Episode | None:
+        return None if self._over else self.episodes[self._at]
+
+    def open(self) -> None:
+        """The slot has opened a game; beyond the list, one that does not count."""
+        if self._at + 1 < len(self.episodes):
+            self._at += 1
+            self._over = False
+            self._generator = np.random.default_rng(self.episodes[self._at].seed)
+
+    def draw(self, probabilities: NDArray[np.float32]) -> int:
+        """An action from the game's own generator."""
+        if self._over:
+            return 0
+        cumulative = np.cumsum(probabilities, dtype=np.float64)
+        drawn = np.searchsorted(cumulative, self._generator.random() * cumulative[-1], side="right")
+        action = int(min(drawn, len(probabilities) - 1))
+        self.episodes[self._at].actions.append(action)
+        return action
+
+    def close(self) -> None:
+        self._over = True
+
+
+def _play(envs: Envs, player: Player, tables: list[_Table], watching: dict[int, Watcher]) -> None:
+    decision: Decision | None = None
+    while True:
+        timestep = envs.recv(0)
+        for slot, table in enumerate(tables):
+            _count(slot, table, timestep, envs, decision, watching)
+        if all(table.done for table in tables):
+            return
+        decision = player.decide(timestep)
+        actions = [table.draw(probabilities) for table, probabilities in zip(tables, decision.probabilities, strict=True)]
+        envs.send(np.asarray(actions), 0)
+
+
+def _count(
+    slot: int, table: _Table, timestep: TimeStep, envs: Envs, decision: Decision | None, watching: dict[int, Watcher]
+) -> None:
+    """Take one slot's step into its game."""
+    if timestep.is_first[slot]:
+        table.open()
+        return
+    episode = table.running
+    if episode is None or decision is None:
+        return
+    episode.score += float(timestep.reward[slot])
+    episode.frames += int(timestep.frames[slot])
+    watcher = watching.get(episode.index)
+    if watcher:
+        probabilities, value = decision.probabilities[slot], float(decision.values[slot])
+        watcher.watch(episode, envs.last_frames(slot), episode.actions[-1], probabilities, value)
+    if timestep.terminated[slot] or timestep.truncated[slot]:
+        episode.terminated = bool(timestep.terminated[slot])
+        table.close()
+        if watcher:
+            watcher.finish(episode)

@@ -1,0 +1,135 @@
+"""From subjects to `scores.json`: what was played, how it went, and what it is to be compared with."""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.contract import GameDescription, GameProtocol
+from evaluation import subjects
+from evaluation.baselines import baselines_for, game_of, human_normalized
+from evaluation.estimates import summarize
+from evaluation.play import Episode, play_games
+from evaluation.subjects import Subject
+from evaluation.video import VideoWriter
+
+Score = dict[str, Any]  # one object of scores.json
+
+BLIND_GAMES = 20
+_BLIND_FIRST = 1_000_000  # the blind baseline's games have seeds that the agent's never have
+_NEAR = 0.1  # share of the agent's score within which a blind score is called as good
+
+
+class Recorder:
+    """Makes a video of one game; implements `evaluation.play.Watcher`."""
+
+    def __init__(self, path: Path, subject: Subject, describe: Callable[[], GameDescription]) -> None:
+        """The file is opened at the first step, when the game's shape is known."""
+        self._path, self._subject, self._describe = path, subject, describe
+        self._writer: VideoWriter | None = None
+
+    def watch(
+        self, episode: Episode, frames: NDArray[np.uint8], action: int, probabilities: NDArray[np.float32], value: float
+    ) -> None:
+        """Draw one agent step."""
+        if self._writer is None:
+            self._writer = self._open(self._describe())
+        self._writer.add(
+            frames,
+            score=episode.score,
+            total_frames=episode.frames,
+            action=action,
+            value=None if math.isnan(value) else value,
+            probabilities=probabilities,
+        )
+
+    def _open(self, game: GameDescription) -> VideoWriter:
+        assert game.screen_shape is not None
+        title = f"{self._subject.env}  {self._subject.algorithm}"
+        return VideoWriter(self._path, game.screen_shape, game.frames_per_second, game.action_names, title)
+
+    def finish(self, episode: Episode) -> None:
+        """Close the file and write its card."""
+        assert self._writer is not None
+        self._writer.close(
+            {
+                "run": self._subject.name,
+                "algorithm": self._subject.algorithm,
+                "policy": self._subject.policy,
+                "protocol": dataclasses.asdict(self._describe().protocol),
+                "game": episode.index,
+                "seed": episode.seed,
+                "score": episode.score,
+                "game_frames": episode.frames,
+                "trained_frames": self._subject.frames,
+                "commit": self._subject.commit,
+            }
+        )
+
+
+def evaluate(subject: Subject, games: range, seed: int, videos: Sequence[Path] = ()) -> tuple[Score, list[Episode]]:
+    """Play a subject's games and sum them up; the first games are recorded into `videos`."""
+    known: list[GameDescription] = []
+
+    def make_player(game: GameDescription, num_envs: int) -> Any:
+        known.append(game)
+        return subject.make_player(game, num_envs)
+
+    recorders = [Recorder(path, subject, lambda: known[0]) for path in videos]
+    episodes, game = play_games(subject.env, subject.options, make_player, games, seed, recorders)
+    return _score(subject, game.protocol, episodes, seed), episodes
+
+
+def _score(subject: Subject, protocol: GameProtocol, episodes: list[Episode], seed: int) -> Score:
+    estimates = summarize([episode.score for episode in episodes], [episode.frames for episode in episodes])
+    game = game_of(subject.env)
+    return {
+        "run": subject.name,
+        "algorithm": subject.algorithm,
+        "env": subject.env,
+        "protocol": dataclasses.asdict(protocol),
+        "policy": subject.policy,
+        "score_kind": "evaluation",
+        "seed": seed,
+        "frames": subject.frames,
+        "checkpoint": subject.checkpoint,
+        "commit": subject.commit,
+        "episodes": [
+            {"return": episode.score, "frames": episode.frames, "seed": episode.seed, "terminated": episode.terminated}
+            for episode in episodes
+        ],
+        **dataclasses.asdict(estimates),
+        "human_normalized": human_normalized(game, estimates.mean) if game else None,
+        "baselines": [dataclasses.asdict(baseline) for baseline in baselines_for(protocol, game)] if game else [],
+    }
+
+
+def blind_scores(subject: Subject, episodes: Sequence[Episode], seed: int, games: int = BLIND_GAMES) -> list[Score]:
+    """The agent's best game repeated without looking in games it has not seen, and the game's scripts in the same."""
+    best = max(episodes, key=lambda episode: episode.score)
+    blind = [subjects.blind_replay(subject, best.actions), *subjects.scripts_like(subject)]
+    return [evaluate(each, range(_BLIND_FIRST, _BLIND_FIRST + games), seed)[0] for each in blind]
+
+
+def blind_note(agent: Score, blind: Sequence[Score]) -> str | None:
+    """What to say of an agent that a player who never looks comes near to; None where none does."""
+    best = max(blind, key=lambda score: float(score["mean"]))
+    if best["mean"] < agent["mean"] - _NEAR * abs(agent["mean"]):
+        return None
+    return (
+        f"{best['run']} reaches {best['mean']:.1f} in {len(best['episodes'])} games without ever looking, "
+        f"and the agent {agent['mean']:.1f}: its score says little about what it sees"
+    )
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    aside = path.with_name(f".{path.name}.new")
+    aside.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    os.replace(aside, path)

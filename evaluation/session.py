@@ -1,0 +1,78 @@
+"""One call of `evaluate.py`: every subject is measured, then everything is written and shown together."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from envs.contract import InputError
+from evaluation import report, subjects, tables
+from evaluation.scores import Score, blind_note, blind_scores, evaluate, write_json
+from evaluation.subjects import Subject
+from training import metrics
+
+VIDEOS = Path("videos")
+UNLEARNED = ("random", "script")  # algorithms that are baselines themselves
+
+
+def check(runs: Sequence[str], episodes: int, videos: int, blind_games: int, seed: int) -> None:
+    """Refuse what cannot be evaluated.
+
+    Raises:
+        InputError: nothing to evaluate, or a number out of its range.
+    """
+    if not runs:
+        raise InputError("expected a run, a checkpoint, zoo/NAME, random:ID or script:ID")
+    if episodes < 1:
+        raise InputError(f"--episodes {episodes}: expected 1 or more")
+    if videos < 0 or blind_games < 0 or seed < 0:
+        raise InputError(f"--videos {videos} --blind-games {blind_games} --seed {seed}: expected 0 or more")
+
+
+def find_all(runs: Sequence[str], policy: str | None, device: str) -> list[Subject]:
+    """Every subject that the words on the command line name, none twice."""
+    found = [subject for run in runs for subject in subjects.find(run, policy=policy, device=device)]
+    return list({subject.name: subject for subject in found}.values())
+
+
+def default_out(found: Sequence[Subject]) -> Path:
+    """`videos/<run>`, or `videos/<first>+<n>` for several."""
+    more = f"+{len(found) - 1}" if len(found) > 1 else ""
+    return VIDEOS / f"{found[0].name}{more}"
+
+
+def run(
+    found: Sequence[Subject],
+    games: range,
+    *,
+    seed: int,
+    videos: int,
+    blind_games: int,
+    out: Path,
+    command: str,
+    console: Console,
+) -> list[Score]:
+    """Measure, write `scores.json`, `report.html` and videos below `out`, and print the tables."""
+    scores: list[Score] = []
+    recorded: dict[str, list[Path]] = {}
+    out.mkdir(parents=True, exist_ok=True)
+    for subject in found:
+        console.print(f"{subject.name}: {len(games)} games", highlight=False)
+        paths = [out / f"{subject.name}-game{game}.mp4" for game in games[:videos]]
+        measured, blind = _measure(subject, games, seed, paths, blind_games)
+        scores += [measured, *blind]
+        recorded[subject.name] = paths
+    scores = list({score["run"]: score for score in scores}.values())
+    write_json(out / "scores.json", scores)
+    curves = {subject.name: metrics.read(subject.metrics) for subject in found if subject.metrics}
+    report.write_report(out / "report.html", scores, curves, recorded, command)
+    tables.show(scores, console)
+    return scores
+
+
+def _measure(subject: Subject, games: range, seed: int, videos: list[Path], blind_games: int) -> tuple[Score, list[Score]]:
+    score, episodes = evaluate(subject, games, seed, videos)
+    if subject.algorithm in UNLEARNED or not blind_games:
+        return score, []
+    blind = blind_scores(subject, episodes, seed, blind_games)
+    return {**score, "blind_note": blind_note(score, blind)}, blind

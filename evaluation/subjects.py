@@ -1,0 +1,155 @@
+"""What can be evaluated: a run, one of its checkpoints, an entry of the zoo, the random agent, a script."""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agents import registry as agents
+from agents.agent import Player
+from agents.random_agent import RandomPlayer
+from agents.torch_setup import pick_device
+from envs import atari, registry
+from envs.contract import GameDescription, InputError, ProtocolOptions
+from evaluation.blind import replay, script_player, scripts_for
+from training import checkpoint
+from training.config import load_config
+
+MakePlayer = Callable[[GameDescription, int], Player]
+ZOO = Path("zoo")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Something that can play."""
+
+    name: str
+    """What its results are called."""
+    algorithm: str
+    """Name of the algorithm; `random` or `script` where nothing was learned."""
+    env: str
+    options: ProtocolOptions
+    policy: str
+    """How it plays: `sample`, `greedy`, `epsilon 0.001`, `uniform` or `script`."""
+    frames: int
+    """Emulator frames trained on."""
+    checkpoint: str | None
+    """The checkpoint's name."""
+    commit: str | None
+    """Of the source that trained it."""
+    make_player: MakePlayer
+    metrics: Path | None = None
+    """The learning curve."""
+
+
+def find(text: str, *, policy: str | None, device: str) -> list[Subject]:
+    """The subjects that a word on the command line names: one, or each script of a game.
+
+    Raises:
+        InputError: it names none; the message gives the nearest that exists.
+    """
+    kind, _, env = text.partition(":")
+    if kind == "random":
+        return [_random(env)]
+    if kind == "script":
+        return _scripts(env)
+    path = Path(text)
+    if (path / "state.json").exists():
+        return [_trained(path, path.parent.parent, f"{path.parent.parent.name}@{int(path.name)}", policy, device)]
+    if (path / "weights.safetensors").exists() and (path / "config.json").exists():
+        return [_zoo(path, policy, device)]
+    if (path / "config.json").exists():
+        saved = checkpoint.checkpoints(path / "checkpoints")
+        if not saved:
+            raise InputError(f"{text} has no checkpoint yet; `python train.py resume {text}` trains it")
+        return [_trained(saved[-1], path, path.resolve().name, policy, device)]
+    raise InputError(f"{text!r} is no run, checkpoint or zoo entry, nor random:ID or script:ID; {_nearest(text)}")
+
+
+def _nearest(text: str) -> str:
+    known = [str(path.parent) for root in (Path("runs"), ZOO) for path in sorted(root.glob("*/config.json"))]
+    matches = difflib.get_close_matches(text, known, n=3, cutoff=0.3)
+    return f"nearest: {', '.join(matches)}" if matches else "train one with `python train.py ppo --env Bowling-ram-v0`"
+
+
+def _random(env: str) -> Subject:
+    registry.family_of(env)
+    return _unlearned("random", env, "random", "uniform", lambda game, _: RandomPlayer(game.num_actions))
+
+
+def _scripts(env: str) -> list[Subject]:
+    registry.family_of(env)
+    scripts = scripts_for(atari.rom_of(env))
+    if not scripts:
+        raise InputError(f"script:{env}: there is no script for this game; Bowling has two")
+    return [_unlearned(f"script-{name}", env, "script", "script", script_player(script)) for name, script in scripts.items()]
+
+
+def scripts_like(subject: Subject) -> list[Subject]:
+    """The scripts of a subject's game under the subject's own protocol; empty for most games."""
+    scripts = scripts_for(atari.rom_of(subject.env))
+    return [
+        dataclasses.replace(
+            _unlearned(f"script-{name}", subject.env, "script", "script", script_player(script)), options=subject.options
+        )
+        for name, script in scripts.items()
+    ]
+
+
+def blind_replay(of: Subject, actions: Sequence[int]) -> Subject:
+    """The baseline that repeats a game of an agent without looking."""
+    player = script_player(lambda _: replay(actions))
+    return dataclasses.replace(of, name=f"blind-{of.name}", algorithm="blind replay", policy="script", make_player=player)
+
+
+def _unlearned(kind: str, env: str, algorithm: str, policy: str, make_player: MakePlayer) -> Subject:
+    return Subject(
+        name=f"{kind}-{env.replace('/', '-').replace(':', '-')}",
+        algorithm=algorithm,
+        env=env,
+        options=ProtocolOptions(),
+        policy=policy,
+        frames=0,
+        checkpoint=None,
+        commit=None,
+        make_player=make_player,
+    )
+
+
+def _trained(saved: Path, run_dir: Path, name: str, policy: str | None, device: str) -> Subject:
+    state = checkpoint.load(saved)
+    frames = state["agent"]["counters"]["frames"]
+    return _agent(name, run_dir, state["weights"], frames, saved.name, policy, device)
+
+
+def _zoo(path: Path, policy: str | None, device: str) -> Subject:
+    trained = json.loads((path / "config.json").read_text())["trained"]
+    weights = checkpoint.load_weights(path)
+    return _agent(path.name, path, weights, trained["frames"], trained["checkpoint"], policy, device)
+
+
+def _agent(
+    name: str, directory: Path, weights: dict[str, Any], frames: int, saved: str, policy: str | None, device: str
+) -> Subject:
+    algorithm, config, _ = load_config(directory / "config.json")
+    row = agents.ALGORITHMS[algorithm]
+    chosen = policy if policy and not row.policy.startswith(policy) else row.policy
+
+    def player(game: GameDescription, num_envs: int) -> Player:
+        return row.player(config.agent, game, weights, pick_device(device), num_envs, chosen)
+
+    return Subject(
+        name=name,
+        algorithm=algorithm,
+        env=config.env,
+        options=config.protocol_options,
+        policy=chosen,
+        frames=frames,
+        checkpoint=saved,
+        commit=json.loads((directory / "config.json").read_text()).get("commit"),
+        make_player=player,
+        metrics=directory / "metrics.jsonl",
+    )
