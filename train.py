@@ -24,7 +24,7 @@ def main(args: Sequence[str]) -> int:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     except Stopped as stop:
-        print(f"train.py: {stop}; `python train.py resume DIR` goes on", file=sys.stderr)
+        print(f"train.py: {stop}", file=sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:
         return 130

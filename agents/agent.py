@@ -41,8 +41,8 @@ class Player(Protocol):
 class Agent(Protocol):
     """Learns from N environments, a group of them at a time.
 
-    For each group in turn: `observe` what its last actions brought, then, unless `holds`, `act`. An agent `holds` while it needs
-    the other groups' steps before it may act again (a rollout ends for all groups at once).
+    For each group in turn: `observe` what its last actions brought, then, unless `holds`, `act`. An agent `holds` while it
+    needs the other groups' steps before it may act again (a rollout ends for all groups at once).
     """
 
     frames: int  # emulator frames observed

@@ -6,9 +6,12 @@ What differs from the paper:
 1. Adam and the squared error instead of RMSprop and the Huber loss, after Dopamine's findings; `--loss huber` is there.
 2. Several games are played side by side; `update_steps` counts the agent steps of all of them.
 3. A lost life ends the return only with `--end-on-life-loss`.
-4. In a short run, replay is no larger than the run, learning starts after 5 % of it and exploration has fallen after 25 % at latest.
+4. In a short run, replay is no larger than the run, learning starts after 5 % of it and exploration has fallen after 25 %.
 5. A step whose action was ignored, because it only opened an episode, has weight zero in the loss.
 6. A truncated episode bootstraps from its last observation instead of counting as lost.
+7. Exploration falls to 1 % instead of 10 %, the target network is copied every 32,000 emulator frames, as in Dopamine, and a
+   frozen agent plays one action in a thousand at random instead of one in twenty.
+8. Gradients are clipped by their length, and initial weights are orthogonal.
 """
 
 import copy
@@ -28,7 +31,7 @@ from agents.player import NetworkPlayer
 from agents.replay import Replay, Transitions
 from agents.schedules import linear
 from agents.torch_setup import autocast
-from envs.contract import GameDescription, InputError, TimeStep
+from envs.contract import GameDescription, TimeStep
 
 _REPORT_UPDATES = 50  # updates between two rows of metrics
 PLAY_EPSILON = 0.001  # share of random actions of a frozen agent
@@ -86,8 +89,8 @@ def td_targets(batch: Transitions, target_values: Tensor, choosing_values: Tenso
     Args:
         batch: What happened.
         target_values: (B, A) of the next states, by the target network.
-        choosing_values: (B, A) of the next states, by the network whose best action counts: the target network itself in DQN, the
-            network that learns in double DQN.
+        choosing_values: (B, A) of the next states, by the network whose best action counts: the target network itself in DQN,
+            the network that learns in double DQN.
 
     Returns:
         (B,) `rewards + discounts * target_values[argmax choosing_values]`.
@@ -249,13 +252,7 @@ class DQN:
 def frozen_player(
     config: DQNConfig, game: GameDescription, weights: dict[str, Tensor], device: torch.device, num_envs: int, policy: str
 ) -> NetworkPlayer:
-    """Trained weights at play: `greedy`, or with one random action in a thousand (`epsilon 0.001`).
-
-    Raises:
-        InputError: another policy is asked for.
-    """
-    if policy not in ("greedy", f"epsilon {PLAY_EPSILON}"):
-        raise InputError(f"--policy {policy}: dqn has no policy to sample from; expected greedy")
+    """Trained weights at play: `greedy`, or with one random action in a thousand (`epsilon 0.001`)."""
     network = QNetwork(game, config.frame_stack, config.torso).to(device)
     network.load_state_dict(weights)
     epsilon = 0.0 if policy == "greedy" else PLAY_EPSILON

@@ -26,7 +26,7 @@ class FrameStack:
 
 
 def next_age(age: Tensor, is_first: Tensor, depth: int) -> Tensor:
-    """How many frames of its episode lie before each frame, as far as a stack can see: 0 where it is first, at most depth - 1."""
+    """How many frames of its episode lie before each frame, as far as a stack can see: 0 to depth - 1."""
     return torch.where(is_first, torch.zeros_like(age), (age + 1).clamp(max=depth - 1))
 
 

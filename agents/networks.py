@@ -13,9 +13,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from envs.contract import GameDescription
+from envs.contract import GameDescription, InputError
 
 HIDDEN = 512  # features of the image torsos
+_SMALLEST_NATURE = 36  # pixels of a side that its three convolutions leave something of
 MLP_HIDDEN = 64  # units a layer for vectors, as in PPO's and stable-baselines3's defaults
 
 
@@ -132,10 +133,16 @@ class RamMLP(nn.Module):
 
 
 def make_torso(game: GameDescription, depth: int, kind: str) -> NatureCNN | ImpalaResNet | RamMLP | MLP:
-    """The torso that fits the game's observation; `kind` chooses between `nature` (also for `auto`) and `impala` for images."""
+    """The torso that fits the game's observation; `kind` chooses between `nature` (also for `auto`) and `impala` for images.
+
+    Raises:
+        InputError: the images are too small.
+    """
     shape = game.observation_shape
     if len(shape) == 3:
         torso = ImpalaResNet if kind == "impala" else NatureCNN
+        if torso is NatureCNN and min(shape[1:]) < _SMALLEST_NATURE:
+            raise InputError(f"images of {shape[1]} x {shape[2]} are too small for the default network; take --torso impala")
         return torso(depth * shape[0], shape[1], shape[2])
     if game.observation_dtype == "uint8":
         return RamMLP(depth * shape[0])

@@ -32,14 +32,15 @@ class RewardTransform:
     def __call__(self, timestep: TimeStep, slots: slice) -> NDArray[np.float32]:
         """(n,) rewards to learn from."""
         if self._kind == "clip":
-            return np.minimum(np.maximum(timestep.reward, -1), 1)
+            return np.minimum(np.maximum(timestep.reward, np.float32(-1)), np.float32(1))
         if self._kind == "scale":
             return np.multiply(timestep.reward, self._scale, dtype=np.float32)
         if self._kind == "none":
             return timestep.reward
         self._watch(timestep, slots)
         deviation = math.sqrt(self._squares / max(self._count, 1) + _EPSILON)
-        return np.clip(timestep.reward / np.float32(deviation), -_LIMIT, _LIMIT)
+        limit = np.float32(_LIMIT)
+        return np.minimum(np.maximum(timestep.reward / np.float32(deviation), -limit), limit)
 
     def _watch(self, timestep: TimeStep, slots: slice) -> None:
         """Take the returns of these environments into the moments; a new episode's return starts at zero."""

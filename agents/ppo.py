@@ -6,7 +6,8 @@ What differs from the paper:
    reward would otherwise be noise blown up to size one.
 3. A step whose action was ignored, because it only opened an episode, has weight zero in every mean.
 4. A truncated episode bootstraps from its last observation instead of counting as lost.
-5. Orthogonal initial weights and Adam's epsilon of 1e-5, as in the code that made the paper's figures.
+5. Orthogonal initial weights, gradients clipped by their length, and Adam's epsilon of 1e-5, as in the code that made the
+   paper's figures. That code halves the value's squared error; here its weight says so.
 """
 
 from dataclasses import dataclass

@@ -21,11 +21,11 @@ class Algorithm(NamedTuple):
     config: type[Any]
     build: Callable[[Any, Setting], Agent]
     player: MakePlayer  # (config, game, weights, device, num_envs, policy)
-    policy: str  # how a frozen agent plays unless told otherwise
+    policies: tuple[str, ...]  # how a frozen agent can play; the first unless told otherwise
 
 
 ALGORITHMS: dict[str, Algorithm] = {
-    "a2c": Algorithm(A2CConfig, A2C, on_policy.frozen_player, "sample"),
-    "dqn": Algorithm(DQNConfig, DQN, dqn.frozen_player, f"epsilon {dqn.PLAY_EPSILON}"),
-    "ppo": Algorithm(PPOConfig, PPO, on_policy.frozen_player, "sample"),
+    "a2c": Algorithm(A2CConfig, A2C, on_policy.frozen_player, ("sample", "greedy")),
+    "dqn": Algorithm(DQNConfig, DQN, dqn.frozen_player, (f"epsilon {dqn.PLAY_EPSILON}", "greedy")),
+    "ppo": Algorithm(PPOConfig, PPO, on_policy.frozen_player, ("sample", "greedy")),
 }

@@ -18,8 +18,8 @@ def generalized_advantages(
     """Advantages of Schulman et al. 2015, "High-Dimensional Continuous Control Using Generalized Advantage Estimation".
 
     `adv[t] = mask[t] * (delta[t] + discount * trace * ~end[t] * adv[t+1])` with
-    `delta[t] = reward[t] + discount * ~terminated[t] * value[t+1] - value[t]`. One rule for every kind of cut: a termination has no
-    value after it; a truncation has, and the masked step behind it stops the trace; so does an episode that was lost.
+    `delta[t] = reward[t] + discount * ~terminated[t] * value[t+1] - value[t]`. One rule for every kind of cut: a termination
+    has no value after it; a truncation has, and the masked step behind it stops the trace; so does an episode that was lost.
 
     Args:
         rewards: (T, N).

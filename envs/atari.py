@@ -16,10 +16,7 @@ registered environment with its last frame resized.
 import dataclasses
 import hashlib
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
 import ale_py
 import cv2
@@ -35,9 +32,6 @@ MAX_FRAMES = 108_000  # half an hour of play at 60 frames a second
 FRAMES_PER_SECOND = 60.0
 
 ID = re.compile(r"(?:(?P<namespace>ALE)/)?(?P<game>\w+?)(?P<ram>-ram)?(?P<unskipped>NoFrameskip)?-v(?P<version>[045])")
-
-_DRAWN: Mapping[str, Any] = MappingProxyType({"frame_skip": (2, 4), "max_pool": False, "noop_max": 0})
-_FIXED: Mapping[str, Any] = MappingProxyType({"frame_skip": (4, 4), "max_pool": True, "noop_max": 30})
 
 
 def rom_of(env_id: str) -> str | None:
@@ -82,8 +76,12 @@ def protocol_of(env_id: str, options: ProtocolOptions) -> GameProtocol:
         difficulty=None,
         rom_md5=hashlib.md5(_rom_path(rom).read_bytes(), usedforsecurity=False).hexdigest(),
         backend=f"ale-py {ale_py.__version__}",
-        **(_DRAWN if drawn else _FIXED),
+        frame_skip=(2, 4) if drawn else (4, 4),
+        max_pool=not (drawn or match["ram"]),
+        noop_max=0 if drawn else 30,
     )
+    if options.max_episode_frames is not None:
+        protocol = dataclasses.replace(protocol, max_episode_steps=None)
     changes = {
         name: value for name, value in dataclasses.asdict(options).items() if name != "full_action_space" and value is not None
     }

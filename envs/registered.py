@@ -4,7 +4,6 @@
 """
 
 import importlib
-import os
 from typing import Any
 
 import gymnasium
@@ -77,8 +76,8 @@ class RegisteredGame:
         return Outcome(float(reward), bool(terminated), bool(truncated and not terminated), False, 1)
 
     def record(self) -> None:
-        """Render after every step from now on."""
-        self._recording = True
+        """Render after every step from now on, where the environment can."""
+        self._recording = self._env.render_mode == "rgb_array"
 
     def last_frames(self) -> list[NDArray[np.uint8]]:
         """The picture after the last step; none right after a reset."""
@@ -91,7 +90,6 @@ class RegisteredGame:
 
 def _make(env_id: str) -> gymnasium.Env[Any, Any]:
     """Make the environment, able to render where it can."""
-    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pictures are drawn into memory; SDL complains where it finds no display
     try:
         module, _, name = env_id.rpartition(":")
         if module:

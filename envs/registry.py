@@ -2,14 +2,20 @@
 
 import difflib
 import importlib
+from typing import Any
 
 import gymnasium
 
 from envs.contract import Game, InputError, ProtocolOptions
 
+FAMILIES = {
+    "atari": "envs.atari:AtariGame",
+    "registered": "envs.registered:RegisteredGame",
+}
+
 
 def family_of(env_id: str) -> str:
-    """Name of the family that plays an id: `atari` or `registered`.
+    """Name of the family that plays an id.
 
     Raises:
         InputError: no family knows the id; the message names the nearest ones that exist.
@@ -35,7 +41,7 @@ def make_game(env_id: str, options: ProtocolOptions) -> Game:
     Raises:
         InputError: unknown id, or a game that no agent of ours can play.
     """
-    family = family_of(env_id)
-    if family == "atari":
-        return importlib.import_module("envs.atari").AtariGame(env_id, options)  # type: ignore[no-any-return]
-    return importlib.import_module("envs.registered").RegisteredGame(env_id, options)  # type: ignore[no-any-return]
+    module, _, name = FAMILIES[family_of(env_id)].partition(":")
+    family: Any = getattr(importlib.import_module(module), name)
+    game: Game = family(env_id, options)
+    return game

@@ -29,6 +29,8 @@ from envs.contract import Game, GameDescription, GameProtocol, InputError, Outco
 
 RESET = 255  # command byte; lower ones are group numbers
 FAILED = 254  # reply byte: a line of JSON that says why follows
+# A worker computes on one core, and opens no window.
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy"}
 
 
 class WorkerError(RuntimeError):
@@ -51,8 +53,7 @@ class WorkerEnvs:
         """Start the workers; `record` names the slots whose emulator frames are kept for `last_frames`.
 
         Raises:
-            InputError: unknown id, a game that cannot be played (or recorded, where that is asked), or a number of environments
-                that the groups do not divide.
+            InputError: unknown id, a game that cannot be played, or a number of environments that the groups do not divide.
         """
         if num_envs % num_groups:
             raise InputError(f"num_envs {num_envs} does not divide into {num_groups} groups; take a multiple of {num_groups}")
@@ -68,8 +69,6 @@ class WorkerEnvs:
                 slots = [[int(slot) + group.start for slot in share] for group in self.groups]
                 self._workers.append(_WorkerProcess(self._file.fileno(), env_id, options or ProtocolOptions(), slots, record))
             self.description, *_ = [_description_from(worker.read_message()) for worker in self._workers]
-            if record and self.description.screen_shape is None:
-                raise InputError(f"{env_id} has no pictures to record: it does not render `rgb_array`")
             self._map_memory(list(record))
         except BaseException:
             self.close()
@@ -215,7 +214,7 @@ class _WorkerProcess(_Channel):
             [sys.executable, "-m", "envs.workers", str(memory), str(commands), str(replies)],
             pass_fds=(memory, commands, replies),
             stdin=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))},
             start_new_session=True,  # Ctrl-C is for the trainer, which ends its workers itself
         )
         os.close(commands)

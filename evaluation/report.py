@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-Score = Mapping[str, Any]  # one object of scores.json
+from evaluation.rules import Score, rules_in_words, same_rules
+
 Baseline = Mapping[str, Any]  # one of its `baselines`
 Curve = Sequence[Mapping[str, float]]  # rows of metrics.jsonl
 
@@ -29,18 +30,6 @@ JITTER = 9  # pixels, up and down, so that games of equal score do not cover eac
 OTHER_RULES_SHOWN = 6  # scores under other rules that stand open; the rest unfolds
 COLOURS = 6  # lines of a learning curve with a colour of their own
 
-# Scores stand in one column only where all of these agree.
-RULES = (
-    "env",
-    "observation",
-    "sticky",
-    "episode_end",
-    "noop_max",
-    "max_episode_frames",
-    "max_episode_steps",
-    "mode",
-    "difficulty",
-)
 LABELS = {
     "env": "Environment",
     "observation": "Observation",
@@ -175,7 +164,7 @@ def write_report(
     Raises:
         FileNotFoundError: a video is not there.
     """
-    sections = [_section(group, curves, videos, path.parent) for group in _groups(scores)]
+    sections = [_section(group, curves, videos, path.parent) for group in same_rules(scores)]
     aside = path.with_name(f"{path.name}.new")
     aside.write_text(_page(scores, sections, command), encoding="utf-8")
     os.replace(aside, path)
@@ -195,21 +184,12 @@ def _page(scores: Sequence[Score], sections: Sequence[Markup], command: str) -> 
     return _joined([Markup("<!doctype html>\n"), tag("html", tag("head", head), tag("body", *body), lang="en"), Markup("\n")])
 
 
-def _groups(scores: Iterable[Score]) -> list[list[Score]]:
-    """Scores that may stand in one column, together."""
-    groups: dict[str, list[Score]] = {}
-    for score in scores:
-        rules = [score["env"], *(score["protocol"].get(rule) for rule in RULES)]
-        groups.setdefault(json.dumps(rules), []).append(score)
-    return list(groups.values())
-
-
 def _section(group: Sequence[Score], curves: Mapping[str, Curve], videos: Mapping[str, Sequence[Path]], folder: Path) -> Markup:
     runs = list(dict.fromkeys(str(score["run"]) for score in group))
     comparable, other = _baselines(group)
     parts = [
         tag("h2", group[0]["env"]),
-        tag("p", _rules_in_words(group[0]["protocol"]), class_="soft"),
+        tag("p", rules_in_words(group[0]["protocol"]), class_="soft"),
         _headlines(group),
         _score_plot(group, comparable),
         _score_table(group),
@@ -230,19 +210,6 @@ def _agents(group: Sequence[Score]) -> list[Score]:
 
 def _kind(score: Score) -> str:
     return str(score.get("kind", "agent"))
-
-
-def _rules_in_words(protocol: Mapping[str, Any]) -> str:
-    words = [f"plays from {protocol['observation']}"] if protocol.get("observation") else []
-    if protocol.get("frame_skip"):
-        words.append(f"frame skip {_span(protocol['frame_skip'])}")
-    if protocol.get("sticky") is not None:
-        words.append(f"sticky actions {protocol['sticky']:g}")
-    if protocol.get("noop_max") is not None:
-        words.append(f"up to {protocol['noop_max']} no-op frames" if protocol["noop_max"] else "no no-ops")
-    if protocol.get("episode_end"):
-        words.append(f"a game ends at {protocol['episode_end']}")
-    return ", ".join(words)
 
 
 # --- the headline ---------------------------------------------------------------------------------------------------

@@ -37,7 +37,9 @@ class Recorder:
     def watch(
         self, episode: Episode, frames: NDArray[np.uint8], action: int, probabilities: NDArray[np.float32], value: float
     ) -> None:
-        """Draw one agent step."""
+        """Draw one agent step, where the game can be drawn."""
+        if self._describe().screen_shape is None:
+            return
         if self._writer is None:
             self._writer = self._open(self._describe())
         self._writer.add(
@@ -56,7 +58,8 @@ class Recorder:
 
     def finish(self, episode: Episode) -> None:
         """Close the file and write its card."""
-        assert self._writer is not None
+        if self._writer is None:
+            return
         self._writer.close(
             {
                 "run": self._subject.name,

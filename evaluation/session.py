@@ -1,5 +1,8 @@
 """One call of `evaluate.py`: every subject is measured, then everything is written and shown together."""
 
+import dataclasses
+import glob
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,9 +33,18 @@ def check(runs: Sequence[str], episodes: int, videos: int, blind_games: int, see
 
 
 def find_all(runs: Sequence[str], policy: str | None, device: str) -> list[Subject]:
-    """Every subject that the words on the command line name, none twice."""
-    found = [subject for run in runs for subject in subjects.find(run, policy=policy, device=device)]
-    return list({subject.name: subject for subject in found}.values())
+    """Every subject that the words on the command line name, each with a name of its own.
+
+    Random play and scripts follow the rules of the first agent that plays the same game.
+    """
+    found = [subject for run in dict.fromkeys(runs) for subject in subjects.find(run, policy=policy, device=device)]
+    rules = {subject.env: subject.options for subject in reversed(found) if subject.algorithm not in UNLEARNED}
+    named: dict[str, Subject] = {}
+    for subject in found:
+        name = subject.name if subject.name not in named else f"{subject.name}-{len(named) + 1}"
+        options = subject.options if subject.algorithm not in UNLEARNED else rules.get(subject.env, subject.options)
+        named[name] = dataclasses.replace(subject, name=name, options=options)
+    return list(named.values())
 
 
 def default_out(found: Sequence[Subject]) -> Path:
@@ -58,16 +70,24 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     for subject in found:
         console.print(f"{subject.name}: {len(games)} games", highlight=False)
+        _remove_videos(out, subject)
         paths = [out / f"{subject.name}-game{game}.mp4" for game in games[:videos]]
         measured, blind = _measure(subject, games, seed, paths, blind_games)
         scores += [measured, *blind]
-        recorded[subject.name] = paths
+        recorded[subject.name] = [path for path in paths if path.exists()]
     scores = list({score["run"]: score for score in scores}.values())
     write_json(out / "scores.json", scores)
     curves = {subject.name: metrics.read(subject.metrics) for subject in found if subject.metrics}
     report.write_report(out / "report.html", scores, curves, recorded, command)
     tables.show(scores, console)
     return scores
+
+
+def _remove_videos(out: Path, subject: Subject) -> None:
+    """Take away what an earlier evaluation of the same subject recorded here."""
+    for path in out.glob(f"{glob.escape(subject.name)}-game*"):
+        if re.fullmatch(r"-game\d+(\.partial)?\.(mp4|json)", path.name.removeprefix(subject.name)):
+            path.unlink()
 
 
 def _measure(subject: Subject, games: range, seed: int, videos: list[Path], blind_games: int) -> tuple[Score, list[Score]]:

@@ -58,7 +58,8 @@ def find(text: str, *, policy: str | None, device: str) -> list[Subject]:
         return _scripts(env)
     path = Path(text)
     if (path / "state.json").exists():
-        return [_trained(path, path.parent.parent, f"{path.parent.parent.name}@{int(path.name)}", policy, device)]
+        run_dir = path.resolve().parent.parent
+        return [_trained(path, run_dir, f"{run_dir.name}@{path.resolve().name.lstrip('0')}", policy, device)]
     if (path / "weights.safetensors").exists() and (path / "config.json").exists():
         return [_zoo(path, policy, device)]
     if (path / "config.json").exists():
@@ -136,7 +137,9 @@ def _agent(
 ) -> Subject:
     algorithm, config, _ = load_config(directory / "config.json")
     row = agents.ALGORITHMS[algorithm]
-    chosen = policy if policy and not row.policy.startswith(policy) else row.policy
+    chosen = policy or row.policies[0]
+    if chosen not in row.policies:
+        raise InputError(f"--policy {policy}: {name} is a {algorithm} agent, which plays {' or '.join(row.policies)}")
 
     def player(game: GameDescription, num_envs: int) -> Player:
         return row.player(config.agent, game, weights, pick_device(device), num_envs, chosen)

@@ -124,8 +124,11 @@ def prune(directory: Path) -> None:
 
 
 def _score(checkpoint: Path) -> float:
-    score = json.loads((checkpoint / "state.json").read_text())["scores"]["mean_100"]
-    return float("-inf") if score is None else float(score)
+    """Mean score of a checkpoint's last training games; the lowest of all where it has none or cannot be read."""
+    try:
+        return float(json.loads((checkpoint / "state.json").read_text())["scores"]["mean_100"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return float("-inf")
 
 
 def _file_of(path: str) -> str:

@@ -9,8 +9,25 @@ from typing import Any
 import tyro
 
 from envs.contract import InputError
+from training.config import parse_count
 
 _BOX = re.compile(r"[│╭╮╰╯]|─+[^─\n]*─*(?=╮)")
+
+_NUMBERS = tyro.constructors.ConstructorRegistry()
+
+
+@_NUMBERS.primitive_rule
+def _whole_number(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[int] | None:
+    """Every whole number may be written 10M, 200k, 1e6 or 1_000_000."""
+    if info.type is not int:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=lambda texts: int(texts[0]) if texts[0].lstrip("-").isdecimal() else parse_count(texts[0]),
+        is_instance=lambda value: isinstance(value, int) and not isinstance(value, bool),
+        str_from_instance=lambda value: [f"{value:_}"],
+    )
 
 
 def parse(kind: Any, args: Sequence[str], *, prog: str, default: Any = None, description: str = "") -> Any:
@@ -22,7 +39,7 @@ def parse(kind: Any, args: Sequence[str], *, prog: str, default: Any = None, des
     stderr = io.StringIO()
     default = tyro.MISSING_NONPROP if default is None else default
     try:
-        with contextlib.redirect_stderr(stderr):
+        with contextlib.redirect_stderr(stderr), _NUMBERS:
             return tyro.cli(kind, args=list(args), prog=prog, default=default, description=description)
     except SystemExit as stop:
         if not stop.code:

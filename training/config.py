@@ -125,7 +125,7 @@ class RunConfig(Generic[AgentConfig]):
             _check_number(field.name, getattr(self.agent, field.name))
 
 
-# Ranges by name, for every algorithm: lowest and highest value allowed. What is not named has no limit.
+# Lowest and highest value of every number that an algorithm's config has.
 _SHARES = (0.0, 1.0)
 _RANGES: dict[str, tuple[float, float]] = {
     "num_envs": (1, 65_536),
@@ -137,9 +137,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "n_step": (1, 1_000),
     "capacity": (1, 10**9),
     "update_steps": (1, 10**6),
-    "target_steps": (1, 10**9),
+    "target_frames": (1, 10**12),
     "epsilon_frames": (0, 10**12),
-    "start_steps": (0, 10**9),
+    "start_frames": (0, 10**12),
     "learning_rate": (0.0, 10.0),
     "max_grad_norm": (1e-9, 1e9),
     "clip": (1e-9, 1e9),
@@ -150,8 +150,10 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 
 def _check_number(name: str, value: Any) -> None:
-    lowest, highest = _RANGES.get(name, (-math.inf, math.inf))
-    if isinstance(value, (int, float)) and not lowest <= value <= highest:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return
+    lowest, highest = _RANGES[name]
+    if not lowest <= value <= highest:
         raise InputError(f"--{name.replace('_', '-')} {value}: expected {lowest:g} to {highest:g}")
 
 

@@ -1,7 +1,7 @@
 """Put a checkpoint into the zoo: `python -m training.export CHECKPOINT zoo/NAME`.
 
-An entry holds what playing needs and what a reader asks for, and nothing that only training needs: weights, the run's config with
-what was trained, and the learning curve. `evaluate.py zoo/NAME --out zoo/NAME` adds the scores.
+An entry holds what playing needs and what a reader asks for, and nothing that only training needs: weights, the run's config
+with what was trained, and the learning curve. `evaluate.py zoo/NAME --out zoo/NAME` adds the scores.
 """
 
 import json

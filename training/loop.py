@@ -24,9 +24,9 @@ class Turn(NamedTuple):
 class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to stop
     """The run was stopped by a signal, after a checkpoint."""
 
-    def __init__(self, signal_number: int) -> None:
+    def __init__(self, signal_number: int, run_dir: Path) -> None:
         """Remember which signal; the process exits with 128 more."""
-        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}; `python train.py resume {run_dir}` goes on")
         self.exit_code = 128 + signal_number
 
 
@@ -110,7 +110,7 @@ class Run:
             self.scores.watch(turn.timestep, turn.slots)
             if self._signal is not None:
                 self.save()
-                raise Stopped(self._signal)
+                raise Stopped(self._signal, self.run_dir)
             if turn.metrics is None:
                 continue
             metrics.add(turn.metrics)

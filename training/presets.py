@@ -25,8 +25,8 @@ _OTHERS: dict[str, dict[str, Any]] = {
     "a2c": {"frame_stack": 1, "reward": "none", "entropy_coefficient": 0.0},
     "dqn": {"frame_stack": 1, "reward": "none"},
 }
-# Bowling pays for a ball some 320 emulator frames after it is thrown, and for a strike ten times as much as for a pin; nearly all of
-# Berzerk's points come in fifties. Both are scaled to about one rather than clipped.
+# Bowling pays for a ball some 320 emulator frames after it is thrown, and for a strike ten times as much as for a pin; nearly
+# all of Berzerk's points come in fifties. Both are scaled to about one rather than clipped.
 _GAMES: dict[tuple[str, str], dict[str, Any]] = {
     ("ppo", "bowling"): {"discount": 0.999, "reward": "scale", "reward_scale": 0.1},
     ("a2c", "bowling"): {"discount": 0.999, "reward": "scale", "reward_scale": 0.1},

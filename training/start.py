@@ -51,6 +51,7 @@ def old_run(run_dir: Path) -> Run:
     """
     algorithm, config, plan = load_config(run_dir / "config.json")
     config = dataclasses.replace(config, run_dir=run_dir)
+    pick_device(plan.device)
     saved = checkpoint.checkpoints(run_dir / "checkpoints")
     envs = _open_envs(config, plan)
     try:

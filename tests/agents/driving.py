@@ -1,0 +1,226 @@
+"""Agents at work without worker processes: environments that are played here, or read from a tape.
+
+Both are driven by the training loop's own `turns`, so that the order of calls is the real one.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from agents.agent import Agent, Setting
+from agents.registry import ALGORITHMS
+from envs.contract import GameDescription, GameProtocol, ProtocolOptions, TimeStep
+from envs.registered import RegisteredGame
+from training.loop import turns
+from training.metrics import Clock
+
+PROTOCOL = GameProtocol(
+    env="Tape-v0",
+    observation="vector",
+    size=(1,),
+    colour=None,
+    frame_skip=(1, 1),
+    max_pool=False,
+    sticky=0.0,
+    action_set="discrete",
+    noop_max=0,
+    fire_reset=False,
+    episode_end="environment",
+    max_episode_frames=None,
+    max_episode_steps=None,
+    mode=None,
+    difficulty=None,
+    rom_md5=None,
+    backend="tape",
+)
+
+
+def describe(shape: tuple[int, ...] = (3,), dtype: str = "float32", actions: int = 4, skip: int = 1) -> GameDescription:
+    """A game that nobody plays."""
+    return GameDescription(
+        protocol=dataclasses.replace(PROTOCOL, size=shape, frame_skip=(skip, skip)),
+        observation_shape=shape,
+        observation_dtype=dtype,
+        extra_size=0,
+        action_names=tuple(map(str, range(actions))),
+        screen_shape=None,
+        frames_per_second=60.0,
+    )
+
+
+def split(num_envs: int, groups: int) -> tuple[slice, ...]:
+    """Slots of each group."""
+    size = num_envs // groups
+    return tuple(slice(start, start + size) for start in range(0, num_envs, size))
+
+
+def configure(algorithm: str, **wanted: Any) -> Any:
+    """The algorithm's config, with those of the wanted settings that it has."""
+    config = ALGORITHMS[algorithm].config
+    known = {field.name for field in dataclasses.fields(config)}
+    return config(**{name: value for name, value in wanted.items() if name in known})
+
+
+def build(
+    algorithm: str,
+    game: GameDescription,
+    config: Any,
+    *,
+    groups: int = 1,
+    total_frames: int = 10_000,
+    seed: int = 1,
+    device: str = "cpu",
+    learn_threads: int = 1,
+) -> Any:
+    """An agent that has learned nothing."""
+    setting = Setting(
+        game=game,
+        num_envs=config.num_envs,
+        groups=split(config.num_envs, groups),
+        total_frames=total_frames,
+        seed=seed,
+        device=torch.device(device),
+        precision=torch.float32,
+        learn_threads=learn_threads,
+    )
+    return ALGORITHMS[algorithm].build(config, setting)
+
+
+class Tape:
+    """Steps that were drawn in advance, whatever is done; it keeps the actions it is sent. Implements what `turns` needs."""
+
+    def __init__(self, steps: TimeStep, groups: int = 1) -> None:
+        """`steps` has time before the batch in every field."""
+        self.steps = steps
+        self.length, self.num_envs = steps.reward.shape
+        self.actions = np.full((self.length, self.num_envs), -1)
+        self.rewind(groups)
+
+    def rewind(self, groups: int) -> "Tape":
+        """Back to the first step, for another number of groups."""
+        self.groups = split(self.num_envs, groups)
+        self.times = [0] * groups
+        return self
+
+    def at(self, t: int, slots: slice = slice(None)) -> TimeStep:
+        """One step."""
+        return TimeStep(*(field[t, slots] for field in self.steps))
+
+    def recv(self, group: int) -> TimeStep:
+        return self.at(self.times[group], self.groups[group])
+
+    def send(self, actions: NDArray[np.integer[Any]], group: int) -> None:
+        self.actions[self.times[group], self.groups[group]] = actions
+        self.times[group] += 1
+
+
+def draw_tape(
+    steps: int,
+    num_envs: int,
+    *,
+    shape: tuple[int, ...] = (3,),
+    dtype: str = "float32",
+    end: float = 0.1,
+    cut: float = 0.1,
+    lost: float = 0.05,
+    life: float = 0.0,
+    frames: int = 1,
+    seed: int = 0,
+) -> Tape:
+    """A tape of random numbers, with the given shares of terminations, truncations, lost episodes and lost lives."""
+    rng = np.random.default_rng(seed)
+    size = (steps, num_envs)
+    image = dtype == "uint8"
+    observation = rng.integers(0, 256, (*size, *shape), np.uint8) if image else rng.normal(size=(*size, *shape)).astype("f4")
+    is_first, terminated, truncated = np.zeros((3, *size), np.bool_)
+    opens = np.ones(num_envs, np.bool_)
+    for t in range(steps):
+        kind = rng.random(num_envs)
+        is_first[t] = opens | (kind > 1 - lost)
+        terminated[t] = ~is_first[t] & (kind < end)
+        truncated[t] = ~is_first[t] & ~terminated[t] & (kind < end + cut)
+        opens = terminated[t] | truncated[t]
+    return Tape(
+        TimeStep(
+            observation=observation,
+            extra=np.zeros((*size, 0), np.float32),
+            reward=np.where(is_first, 0, rng.normal(size=size)).astype(np.float32),
+            terminated=terminated,
+            truncated=truncated,
+            is_first=is_first,
+            life_lost=~is_first & (rng.random(size) < life),
+            frames=np.where(is_first, 0, frames).astype(np.int32),
+        )
+    )
+
+
+class Games:
+    """Registered environments played in this process; implements what `turns` needs."""
+
+    def __init__(self, env_id: str, num_envs: int) -> None:
+        """One group of `num_envs` games."""
+        self.games = [RegisteredGame(env_id, ProtocolOptions()) for _ in range(num_envs)]
+        self.description = self.games[0].description
+        self.groups = split(num_envs, 1)
+        shape = self.description.observation_shape
+        self.step = TimeStep(
+            observation=np.zeros((num_envs, *shape), self.description.observation_dtype),
+            extra=np.zeros((num_envs, 0), np.float32),
+            reward=np.zeros(num_envs, np.float32),
+            terminated=np.zeros(num_envs, np.bool_),
+            truncated=np.zeros(num_envs, np.bool_),
+            is_first=np.ones(num_envs, np.bool_),
+            life_lost=np.zeros(num_envs, np.bool_),
+            frames=np.zeros(num_envs, np.int32),
+        )
+        for slot, game in enumerate(self.games):
+            game.reset(slot, self.step.observation[slot])
+
+    def recv(self, group: int) -> TimeStep:
+        return self.step
+
+    def send(self, actions: NDArray[np.integer[Any]], group: int) -> None:
+        step = self.step
+        over = step.terminated | step.truncated
+        for slot, game in enumerate(self.games):
+            outcome = (0.0, False, False, False, 0)
+            if over[slot]:
+                game.reset(None, step.observation[slot])
+            else:
+                outcome = game.step(int(actions[slot]), step.observation[slot])
+            step.reward[slot], step.terminated[slot], step.truncated[slot], step.life_lost[slot], step.frames[slot] = outcome
+        step.is_first[:] = over
+
+
+def drive(agent: Agent, envs: Any, steps: int) -> list[dict[str, float]]:
+    """Let an agent play and learn for some steps of every environment; returns the metrics of each update."""
+    taken = islice(turns(envs, agent, Clock()), steps * len(envs.groups))
+    return [turn.metrics for turn in taken if turn.metrics is not None]
+
+
+def play_tape(agent: Agent, tape: Tape) -> list[dict[str, float]]:
+    """Drive an agent through a whole tape, from its beginning."""
+    return drive(agent, tape.rewind(len(tape.groups)), tape.length)
+
+
+def look(observations: Sequence[Any]) -> TimeStep:
+    """First observations of as many episodes."""
+    observation = np.asarray(observations)
+    no, zero = np.zeros(len(observation), np.bool_), np.zeros(len(observation), np.float32)
+    return TimeStep(observation, np.zeros((len(zero), 0), np.float32), zero, no, no, ~no, no, zero.astype(np.int32))
+
+
+def same(left: Any, right: Any) -> bool:
+    """Whether two nested states are equal bit for bit."""
+    if isinstance(left, torch.Tensor):
+        return isinstance(right, torch.Tensor) and left.dtype == right.dtype and torch.equal(left.cpu(), right.cpu())
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, (list, tuple)):  # JSON has no tuples
+        return len(left) == len(right) and all(map(same, left, right))
+    return bool(left == right)

@@ -1,0 +1,126 @@
+"""Networks: what goes in, what comes out, and the same from other code."""
+
+import copy
+
+import numpy as np
+import pytest
+import stable_baselines3.common.torch_layers as sb3
+import torch
+from gymnasium.spaces import Box
+from torch import nn
+
+from agents.networks import MLP, ActorCritic, ImpalaResNet, NatureCNN, QNetwork, RamMLP, make_torso
+from tests.agents.driving import describe
+
+DEPTH, BATCH, ACTIONS = 4, 3, 5
+GAMES = {
+    "nature": (describe((1, 84, 84), "uint8", ACTIONS), "auto", NatureCNN),
+    "nature colour": (describe((3, 60, 80), "uint8", ACTIONS), "nature", NatureCNN),
+    "impala": (describe((1, 84, 84), "uint8", ACTIONS), "impala", ImpalaResNet),
+    "impala colour": (describe((3, 60, 80), "uint8", ACTIONS), "impala", ImpalaResNet),
+    "ram": (describe((128,), "uint8", ACTIONS), "auto", RamMLP),
+    "vector": (describe((6,), "float32", ACTIONS), "impala", MLP),
+}
+
+
+def stacks_of(game, batch=BATCH):
+    rng = np.random.default_rng(0)
+    size = (batch, DEPTH, *game.observation_shape)
+    if game.observation_dtype == "uint8":
+        return torch.from_numpy(rng.integers(0, 256, size, np.uint8))
+    return torch.from_numpy(rng.normal(size=size).astype(np.float32))
+
+
+@pytest.mark.parametrize("name", GAMES)
+def test_shapes(name):
+    game, kind, torso = GAMES[name]
+    stacks = stacks_of(game)
+    before = stacks.clone()
+    critic, values_of = ActorCritic(game, DEPTH, kind), QNetwork(game, DEPTH, kind)
+    assert type(critic.torso) is type(values_of.torso) is torso
+    logits, values = critic(stacks)
+    assert (logits.shape, values.shape) == ((BATCH, ACTIONS), (BATCH,))
+    assert values_of(stacks).shape == (BATCH, ACTIONS)
+    assert {logits.dtype, values.dtype, values_of(stacks).dtype} == {torch.float32}
+    assert torch.equal(stacks, before)
+    # each sample for itself, and every frame of the stack is seen
+    torch.testing.assert_close(critic(stacks[1:2])[1], values[1:2], atol=1e-3, rtol=1e-3)
+    for frame in range(DEPTH):
+        changed = stacks.clone()
+        changed[:, frame] = 0
+        assert not torch.allclose(critic(changed)[1], values)
+
+
+@pytest.mark.parametrize("name", GAMES)
+def test_bfloat16_is_close(name):
+    game, kind, _ = GAMES[name]
+    torch.manual_seed(0)
+    network = ActorCritic(game, DEPTH, kind)
+    stacks = stacks_of(game)
+    logits, values = network(stacks)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low_logits, low_values = network(stacks)
+    assert low_logits.dtype == low_values.dtype == torch.float32
+    assert not torch.equal(low_values, values)  # it was another precision
+    torch.testing.assert_close(low_logits, logits, atol=0.01, rtol=0.05)
+    torch.testing.assert_close(low_values, values, atol=0.2 * values.abs().max().item(), rtol=0)
+
+
+@pytest.mark.parametrize("name", ["nature", "impala colour"])
+def test_channels_last_changes_the_layout_alone(name):
+    game, kind, _ = GAMES[name]
+    torch.manual_seed(0)
+    torso = make_torso(game, DEPTH, kind)
+    plain = copy.deepcopy(torso).to(memory_format=torch.contiguous_format)
+    convolutions = [layer for layer in torso.modules() if isinstance(layer, nn.Conv2d)]
+    assert all(layer.weight.is_contiguous(memory_format=torch.channels_last) for layer in convolutions)
+    stacks = stacks_of(game)
+    images = stacks.flatten(1, 2).float() / 255
+    assert images.is_contiguous()
+    expected = torch.relu(plain.dense(plain.convolutions(images).flatten(1)))
+    torch.testing.assert_close(torso(stacks), expected, atol=1e-3, rtol=1e-3)
+
+
+def test_nature_is_stable_baselines3s():
+    game, kind, _ = GAMES["nature"]
+    ours, theirs = make_torso(game, DEPTH, kind), sb3.NatureCNN(Box(0, 255, (DEPTH, 84, 84), np.uint8))
+    with torch.no_grad():
+        for one, other in zip(theirs.parameters(), ours.parameters(), strict=True):
+            one.copy_(other)
+    stacks = stacks_of(game)
+    torch.testing.assert_close(ours(stacks), theirs(stacks[:, :, 0] / 255))
+
+
+def test_impala_has_fifteen_convolutions():
+    game, kind, _ = GAMES["impala"]
+    torso = make_torso(game, DEPTH, kind)
+    channels = [layer.out_channels for layer in torso.modules() if isinstance(layer, nn.Conv2d)]
+    assert channels == [16] * 5 + [32] * 10
+    assert torso.dense.in_features == 32 * 11 * 11  # 84 halved three times, rounded up
+    # a residual block adds to what goes in
+    block = next(module for module in torso.modules() if type(module).__name__ == "_Residual")
+    nn.init.zeros_(block.body[-1].weight)
+    images = torch.randn(1, 16, 8, 8)
+    assert torch.equal(block(images), images)
+
+
+def test_ram_is_seen_as_numbers_and_as_bits():
+    torso = RamMLP(3)
+    torso.mlp = nn.Identity()
+    features = torso(torch.tensor([[[0, 5, 255]]], dtype=torch.uint8))
+    assert features.tolist()[0] == pytest.approx([0] * 9 + [5 / 255, 1, 0, 1, 0, 0, 0, 0, 0] + [1] * 9)
+    assert RamMLP(128).mlp.layers[0].in_features == 128 + 1024
+    assert "views" not in RamMLP(3).state_dict()  # a table, not a weight
+
+
+def test_initial_weights():
+    game, kind, _ = GAMES["vector"]
+    torch.manual_seed(0)
+    network = ActorCritic(game, DEPTH, kind)
+    for layer, gain in ((network.torso.layers[0], 2**0.5), (network.policy, 0.01), (network.value, 1.0)):
+        rows = min(layer.weight.shape)
+        short = layer.weight if layer.weight.shape[0] == rows else layer.weight.T
+        torch.testing.assert_close(short @ short.T, gain**2 * torch.eye(rows), atol=1e-5, rtol=0)
+        assert not layer.bias.any()
+    logits, _ = network(stacks_of(game))
+    assert logits.softmax(-1).min() > 1 / ACTIONS - 0.02  # it begins undecided

@@ -1,0 +1,155 @@
+"""The same seed gives the same numbers, and a saved agent goes on as if nothing had happened."""
+
+import numpy as np
+import pytest
+import torch
+
+from agents.registry import ALGORITHMS
+from tests.agents.driving import build, configure, describe, draw_tape, play_tape, same
+from training import checkpoint
+from training.loop import Run
+
+GAME = describe((5,), "uint8")
+TOTAL = 2_000
+SETTINGS = {
+    "num_envs": 4,
+    "rollout_steps": 6,
+    "frame_stack": 2,
+    "reward": "normalize",
+    "discount": 0.9,
+    "learning_rate": 1e-2,
+    "minibatches": 2,
+    "epochs": 2,
+    "batch_size": 8,
+    "update_steps": 4,
+    "target_frames": 100,
+    "epsilon_frames": 400,
+}
+
+
+def make(algorithm, seed=1, groups=2):
+    return build(algorithm, GAME, configure(algorithm, **SETTINGS), groups=groups, total_frames=TOTAL, seed=seed)
+
+
+def tape_of(seed):
+    """Its length is a whole number of rollouts behind the first step, and longer than a DQN waits before it learns."""
+    return draw_tape(61, 4, shape=(5,), dtype="uint8", seed=seed).rewind(2)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_same_seed_same_numbers(algorithm):
+    results = []
+    for seed in (1, 1, 2):
+        agent, tape = make(algorithm, seed), tape_of(0)
+        torch.manual_seed(len(results))  # nothing is drawn from the global generator once the agent is there
+        rows = play_tape(agent, tape)
+        results.append((agent.state_dict(), tape.actions, rows))
+    first, again, other = results
+    assert first[0]["counters"]["updates"] > 5
+    assert same(first[0], again[0])
+    assert (first[1] == again[1]).all()
+    assert first[2] == again[2]
+    assert not same(first[0]["weights"], other[0]["weights"])
+    assert (first[1] != other[1]).any()
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_learning_changes_the_weights_and_counts(algorithm):
+    agent, tape = make(algorithm), tape_of(0)
+    before = {name: weight.clone() for name, weight in agent.state_dict()["weights"].items()}
+    play_tape(agent, tape)
+    after = agent.state_dict()
+    assert all(not torch.equal(before[name], after["weights"][name]) for name in before)
+    assert all(weight.isfinite().all() for weight in after["weights"].values())
+    assert agent.frames == tape.steps.frames.sum()
+    assert agent.steps == (~tape.steps.is_first).sum()
+
+
+def saved(agent, directory):
+    """Through a run's own checkpoint."""
+    return Run(directory, TOTAL, TOTAL, tape_of(0), agent).save()
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_loaded_agent_goes_on_like_the_one_that_was_saved(algorithm, tmp_path):
+    original = make(algorithm)
+    play_tape(original, tape_of(1))
+    path = saved(original, tmp_path)
+    loaded = make(algorithm, seed=9)
+    Run(tmp_path, TOTAL, TOTAL, tape_of(0), loaded).load(path)
+    assert same(loaded.state_dict(), original.state_dict())
+    original.load_state_dict(original.state_dict())  # forgets what it was in the middle of, and nothing else
+    ours, theirs = tape_of(2), tape_of(2)
+    rows = play_tape(original, ours)
+    assert play_tape(loaded, theirs) == rows
+    assert (ours.actions == theirs.actions).all()
+    assert same(loaded.state_dict(), original.state_dict())
+    assert original.updates > 10
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_part_of_the_state_matters(algorithm):
+    """With one part left out the numbers are others, so the test above would see it."""
+    original = make(algorithm)
+    play_tape(original, tape_of(1))
+    kept = clone(original.state_dict())
+
+    def future(missing=None):
+        agent, tape = make(algorithm, seed=9), tape_of(2)
+        state = clone(kept)  # an optimiser goes on writing into what it was given
+        agent.load_state_dict({**state, missing: agent.state_dict()[missing]} if missing else state)
+        play_tape(agent, tape)
+        return agent.state_dict()
+
+    whole = future()
+    assert same(whole, future())
+    for part in kept:
+        assert not same(whole, future(part)), part
+
+
+def clone(part):
+    if isinstance(part, torch.Tensor):
+        return part.clone()
+    if isinstance(part, dict):
+        return {name: clone(value) for name, value in part.items()}
+    return [clone(value) for value in part] if isinstance(part, list) else part
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_checkpoint_gives_back_every_bit(algorithm, tmp_path):
+    agent = make(algorithm)
+    play_tape(agent, tape_of(1))
+    state = agent.state_dict()
+    assert same(checkpoint.unflatten(*checkpoint.flatten(state)), state)
+    path = checkpoint.save(tmp_path, 7, state)
+    assert same(checkpoint.load(path), state)
+    again = checkpoint.save(tmp_path, 8, state)
+    for file in path.iterdir():
+        assert file.read_bytes() == (again / file.name).read_bytes(), file.name
+    assert same(checkpoint.load_weights(path), state["weights"])
+
+
+def test_dqn_keeps_two_networks(tmp_path):
+    agent = make("dqn")
+    play_tape(agent, tape_of(1))
+    state = agent.state_dict()
+    assert not same(state["weights"], state["target"])
+
+
+def test_the_target_network_is_a_copy_now_and_then():
+    agent = make("dqn")
+    tape = draw_tape(130, 4, shape=(5,), dtype="uint8").rewind(2)
+    copies = []
+    last = clone(agent.target.state_dict())
+    for t in range(tape.length):
+        for slots in tape.groups:
+            agent.observe(tape.at(t, slots), slots)
+            agent.act(tape.at(t, slots), slots)
+            now = agent.target.state_dict()
+            if not same(now, last):
+                assert same(now, agent.network.state_dict())
+                copies.append(agent.frames)
+                last = clone(now)
+    # Every 100 frames, at the next step of a group; the one at 100 is of a network that has not learned yet.
+    assert len(copies) == 3
+    assert np.diff([100, *copies]) == pytest.approx([101] * 3, abs=2)

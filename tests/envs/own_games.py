@@ -1,0 +1,91 @@
+"""A user's own games, as the tests address them: `tests.envs.own_games:Squares-v0`."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Discrete
+
+
+class Squares(gymnasium.Env[np.ndarray, int]):
+    """A picture that says which game it is of, which step, and which action led to it.
+
+    A game lasts 5 to 12 steps, drawn by its seed. A third of them end, a third are cut off, a third both at once.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 (Gymnasium's own form)
+    observation_space = Box(0, 255, (12, 16, 3), np.uint8)
+    action_space = Discrete(3, start=5)
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+        self.step_count = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.name = int(self.np_random.integers(256))
+        self.length = int(self.np_random.integers(5, 13))
+        self.end = int(self.np_random.integers(3))
+        self.step_count = 0
+        return self.picture(0), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        assert action in self.action_space
+        self.step_count += 1
+        over = self.step_count == self.length
+        return self.picture(action), action / 2, over and self.end != 1, over and self.end != 0, {}
+
+    def picture(self, action: int) -> np.ndarray:
+        picture = np.zeros((12, 16, 3), np.uint8)
+        picture[0, 1] = self.name, self.step_count, action
+        picture[2:4, self.step_count : self.step_count + 2] = 255
+        return picture
+
+    def render(self) -> np.ndarray:
+        return np.full((6, 8, 3), 10 * self.step_count, np.uint8)
+
+
+class Unseen(Squares):
+    """Cannot be drawn."""
+
+    metadata = {"render_modes": []}  # noqa: RUF012
+
+
+class Failing(Squares):
+    """Raises in its third step."""
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        if self.step_count == 2:
+            raise ValueError("the third square is missing")
+        return super().step(action)
+
+
+class Refused(Squares):
+    """No agent of ours can play it. Of two processes that make it, the one that was started last takes a second more."""
+
+    action_space = Box(-1, 1, (2,))
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        super().__init__(render_mode)
+        folder = Path(os.environ["REFUSED"])
+        (folder / str(os.getpid())).touch()
+        while len(processes := [int(path.name) for path in folder.iterdir()]) < 2:
+            time.sleep(0.01)
+        if os.getpid() == max(processes):
+            time.sleep(1)
+
+
+class Stuck(Squares):
+    """Its second step takes a minute."""
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        if self.step_count == 1:
+            time.sleep(60)
+        return super().step(action)
+
+
+for kind in (Squares, Unseen, Failing, Refused, Stuck):
+    gymnasium.register(f"{kind.__name__}-v0", f"tests.envs.own_games:{kind.__name__}", disable_env_checker=True)

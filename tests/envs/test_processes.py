@@ -1,0 +1,203 @@
+"""Processes: what is left when the trainer or a worker is killed, and what a process that plays holds and imports."""
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from envs.contract import InputError
+from envs.workers import WorkerEnvs, WorkerError
+
+pytestmark = [
+    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes through /proc"),
+    pytest.mark.timeout(60),  # what goes wrong here waits for ever
+]
+
+ROOT = Path(__file__).parent.parent.parent
+SQUARES = "tests.envs.own_games:Squares-v0"
+
+TRAINER = """
+import signal, sys, time
+import numpy as np
+from envs.workers import WorkerEnvs
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in its background
+    with WorkerEnvs(sys.argv[1], 4, num_workers=2, num_groups=2) as envs:
+        envs.reset([[seed] for seed in range(4)])
+        steps = 0
+        try:
+            while True:
+                for group in (0, 1):
+                    envs.recv(group)
+                    envs.send(np.zeros(2, int), group)
+                steps += 1
+                if steps == 3:
+                    print("playing", flush=True)
+                if steps > 3 and sys.argv[2] == "waiting":
+                    time.sleep(60)
+        except KeyboardInterrupt:
+            print("interrupted", flush=True)
+"""
+
+
+@pytest.fixture
+def trainer() -> Iterator[Callable[[str, str], subprocess.Popen[str]]]:
+    """Starts a process that plays, in a process group of its own, and returns it when it does."""
+    started: list[tuple[subprocess.Popen[str], list[int]]] = []
+
+    def start(env_id: str, manner: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", TRAINER, env_id, manner],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert process.stdout and process.stdout.readline() == "playing\n", process.communicate()
+        started.append((process, children(process.pid)))
+        return process
+
+    yield start
+    for process, workers in started:
+        process.kill()
+        for worker in filter(alive, workers):  # or the pipes that they hold would keep us waiting
+            os.kill(worker, signal.SIGKILL)
+        process.communicate()
+
+
+def children(parent: int) -> list[int]:
+    """Processes that a process has started and that are not over."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent_id = stat.read_text().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue  # ended while we looked
+        if int(parent_id) == parent and state != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def soon(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return condition()
+
+
+@pytest.mark.parametrize(("env_id", "manner"), [("Bowling-v0", "playing"), (SQUARES, "waiting")])
+def test_nothing_is_left_of_a_killed_trainer(trainer, env_id, manner):
+    before = set(os.listdir("/dev/shm"))
+    process = trainer(env_id, manner)
+    workers = children(process.pid)
+    assert len(workers) == 2
+    maps = [Path(f"/proc/{one}/maps").read_text() for one in (process.pid, *workers)]
+    assert all("memfd:playfield" in text and "/dev/shm/" not in text for text in maps)  # the memory has no name
+    process.kill()
+    process.wait()
+    assert soon(lambda: not any(map(alive, workers)))
+    assert soon(lambda: set(os.listdir("/dev/shm")) <= before)
+    assert process.stderr and process.stderr.read() == ""
+
+
+def test_control_c_reaches_the_trainer_alone(trainer):
+    process = trainer("Bowling-v0", "playing")
+    workers = children(process.pid)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (0, "interrupted\n", "")
+    assert not any(map(alive, workers))
+
+
+def the_worker() -> int:
+    (worker,) = children(os.getpid())
+    return worker
+
+
+def test_a_killed_worker_is_an_error_at_the_next_step():
+    with WorkerEnvs(SQUARES, 2, num_workers=1) as envs:
+        envs.reset([[1], [2]])
+        envs.recv(0)
+        worker = the_worker()
+        os.kill(worker, signal.SIGKILL)
+        assert soon(lambda: not alive(worker))
+        envs.send(np.zeros(2, int), 0)
+        with pytest.raises(WorkerError, match="a worker process ended on its own with exit status -9"):
+            envs.recv(0)
+
+
+def test_a_worker_killed_within_a_step_is_an_error():
+    with WorkerEnvs("tests.envs.own_games:Stuck-v0", 1) as envs:
+        envs.reset([[1]])
+        envs.recv(0)
+        envs.send(np.zeros(1, int), 0)
+        envs.recv(0)
+        envs.send(np.zeros(1, int), 0)  # the second step takes a minute
+        started = time.monotonic()
+        threading.Timer(0.3, os.kill, (the_worker(), signal.SIGKILL)).start()
+        with pytest.raises(WorkerError, match="exit status -9"):
+            envs.recv(0)
+        assert time.monotonic() - started < 5
+
+
+def test_a_worker_that_does_not_end_is_ended():
+    with WorkerEnvs("tests.envs.own_games:Stuck-v0", 1) as envs:
+        envs.reset([[1]])
+        envs.recv(0)
+        for _ in range(2):
+            envs.send(np.zeros(1, int), 0)
+            time.sleep(0.05)
+        worker = the_worker()
+    assert not alive(worker)
+
+
+def test_no_file_descriptors_leak():
+    """Over ten vectors that play and ten that are refused."""
+
+    def held() -> int:
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    def play(env_id: str) -> None:
+        with WorkerEnvs(env_id, 1) as envs:
+            envs.reset([[1]])
+            envs.recv(0)
+
+    play(SQUARES)
+    before = held()
+    for _ in range(10):
+        play(SQUARES)
+        with pytest.raises(InputError):
+            play("Bowlin-v0")
+    assert held() <= before
+    assert not children(os.getpid())
+
+
+def test_environments_do_not_import_torch():
+    """Nor anything above them; checked where a worker's work is done."""
+    code = f"""
+import sys
+from envs import atari, contract, registered, registry, workers
+for env_id in ("Bowling-v0", "CartPole-v1", {SQUARES!r}):
+    registry.make_game(env_id, contract.ProtocolOptions())
+print(sorted({{name.partition(".")[0] for name in sys.modules}} & {{"torch", "agents", "training", "evaluation"}}))
+"""
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found.stdout == "[]\n", found.stderr

@@ -1,0 +1,81 @@
+"""Breaks one line after another in a copy of the project; some test has to fail for each: `python -m tests.mutants [WORDS]`.
+
+WORDS choose the mutants whose line in the table contains one of them. A mutant that survives is printed, and the exit code is 1.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from envs.workers import usable_cores
+from tests.mutant_table import MUTANTS
+
+ROOT = Path(__file__).parent.parent
+COPIED = ("agents", "envs", "training", "evaluation", "tests", "docs", "train.py", "evaluate.py", "pyproject.toml", "README.md", "Makefile")
+SECONDS = 300  # a test that hangs for so long has failed
+
+
+class Result(NamedTuple):
+    """What came of one mutant."""
+
+    caught: bool
+    said: str
+
+
+def copy_tree(target: Path) -> None:
+    """Copy what the tests need."""
+    for name in COPIED:
+        source = ROOT / name
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(source, target / name, ignore=ignored) if source.is_dir() else shutil.copy(source, target / name)
+
+
+def run_tests(tree: Path, tests: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run some tests of a copy until the first one fails."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]
+    return subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=SECONDS, check=False)
+
+
+def try_mutant(file: str, old: str, new: str, tests: Sequence[str]) -> Result:
+    """Break one line in a copy of its own and run the tests that should see it."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy_tree(Path(folder))
+        path = Path(folder) / file
+        text = path.read_text()
+        if text.count(old) != 1:
+            return Result(False, f"the line stands {text.count(old)} times in {file}: mend the table")
+        path.write_text(text.replace(old, new))
+        try:
+            done = run_tests(Path(folder), tests)
+        except subprocess.TimeoutExpired:
+            return Result(True, "hung")
+        last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr[-300:]
+        return Result(done.returncode == 1, last)
+
+
+def main(words: Sequence[str]) -> int:
+    """Try the table, as many at a time as there are cores; returns the exit code."""
+    chosen = [mutant for mutant in MUTANTS if not words or any(word in " ".join(map(str, mutant)) for word in words)]
+    tests = sorted({test for mutant in chosen for test in mutant.tests})
+    with tempfile.TemporaryDirectory() as folder:
+        copy_tree(Path(folder))
+        whole = run_tests(Path(folder), tests)
+        if whole.returncode != 0:
+            print(f"the tests fail without any mutant:\n{whole.stdout[-3000:]}")
+            return 1
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        results = list(pool.map(lambda mutant: try_mutant(mutant.file, mutant.old, mutant.new, mutant.tests), chosen))
+    for mutant, result in zip(chosen, results, strict=True):
+        print(f"{'caught  ' if result.caught else 'SURVIVED'} {mutant.what}  [{mutant.file}]  {'' if result.caught else result.said}")
+    caught = sum(result.caught for result in results)
+    print(f"{caught} of {len(chosen)} caught")
+    return 0 if caught == len(chosen) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,150 @@
+"""`evaluate.py` as its users meet it."""
+
+import json
+import re
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+import evaluate
+import train
+from training import export
+
+RUN = [
+    "ppo",
+    "--env",
+    "Bowling-ram-v0",
+    "--total-frames",
+    "2k",
+    "--num-envs",
+    "4",
+    "--rollout-steps",
+    "32",
+    "--max-episode-frames",
+    "600",
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("runs") / "bowler"
+    assert train.main([*RUN, "--run-dir", str(run_dir)]) == 0
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("out") / "bowler"
+    assert evaluate.main([str(trained), "--episodes", "3", "--blind-games", "2", "--out", str(out)]) == 0
+    return out
+
+
+def test_scores_json_has_what_the_contract_names(evaluated: Path, trained: Path) -> None:
+    agent, *blind = json.loads((evaluated / "scores.json").read_text())
+    names = "run algorithm env protocol policy frames checkpoint commit episodes distinct_games mean median std iqm ci95"
+    assert set(names.split()) | {"human_normalized", "baselines"} <= set(agent)
+    assert (agent["run"], agent["algorithm"], agent["env"], agent["policy"]) == ("bowler", "ppo", "Bowling-ram-v0", "sample")
+    assert agent["frames"] == int(agent["checkpoint"]) >= 2_000
+    assert agent["protocol"]["max_episode_frames"] == 600
+    assert len(agent["episodes"]) == 3
+    assert agent["mean"] == pytest.approx(np.mean([episode["return"] for episode in agent["episodes"]]))
+    assert agent["human_normalized"] == pytest.approx((agent["mean"] - 23.1) / (160.7 - 23.1))
+    assert {"name", "score", "protocol", "source", "comparable"} <= set(agent["baselines"][0])
+    assert [score["run"] for score in blind] == ["blind-bowler", "script-A-Bowling-ram-v0", "script-B-Bowling-ram-v0"]
+    seeds = {episode["seed"] for episode in agent["episodes"]}
+    for score in blind:
+        assert len(score["episodes"]) == 2
+        assert score["protocol"] == agent["protocol"]
+        assert not seeds & {episode["seed"] for episode in score["episodes"]}
+
+
+def test_the_video_shows_the_game_whose_score_is_written(evaluated: Path) -> None:
+    episode = json.loads((evaluated / "scores.json").read_text())[0]["episodes"][0]
+    card = json.loads((evaluated / "bowler-game0.json").read_text())
+    assert (card["score"], card["seed"], card["game_frames"]) == (episode["return"], episode["seed"], episode["frames"])
+    with av.open(str(evaluated / "bowler-game0.mp4")) as video:
+        assert sum(1 for _ in video.decode(video=0)) == episode["frames"]
+        assert video.streams.video[0].average_rate == 60
+
+
+def test_the_report_stands_beside_the_scores(evaluated: Path) -> None:
+    page = (evaluated / "report.html").read_text()
+    assert "bowler" in page
+    assert "--episodes 3" in page
+    assert sorted(path.name for path in evaluated.iterdir()) == [
+        "bowler-game0.json",
+        "bowler-game0.mp4",
+        "report.html",
+        "scores.json",
+    ]
+
+
+def test_the_same_command_gives_the_same_scores(evaluated: Path, trained: Path, tmp_path: Path) -> None:
+    assert evaluate.main([str(trained), "--episodes", "3", "--blind-games", "2", "--videos", "0", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "scores.json").read_text() == (evaluated / "scores.json").read_text()
+
+
+def test_a_checkpoint_and_a_zoo_entry_play_like_their_run(evaluated: Path, trained: Path, tmp_path: Path) -> None:
+    saved = sorted((trained / "checkpoints").iterdir())[-1]
+    assert export.main([str(saved), str(tmp_path / "entry")]) == 0
+    whole = json.loads((evaluated / "scores.json").read_text())[0]
+    for subject, name in ((saved, f"bowler@{int(saved.name)}"), (tmp_path / "entry", "entry")):
+        out = tmp_path / f"out-{name}"
+        assert evaluate.main([str(subject), "--episodes", "3", "--videos", "0", "--blind-games", "0", "--out", str(out)]) == 0
+        score = json.loads((out / "scores.json").read_text())[0]
+        assert score["run"] == name
+        for field in ("episodes", "mean", "commit", "frames", "checkpoint", "protocol"):
+            assert score[field] == whole[field], field
+
+
+def test_random_play_is_measured_the_same_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["random:CartPole-v1", "--episodes", "20", "--videos", "1", "--out", str(tmp_path)]
+    assert evaluate.main(args) == 0
+    score = json.loads((tmp_path / "scores.json").read_text())[0]
+    assert 15 < score["mean"] < 30  # a random player balances the pole for 22 steps on average
+    assert (score["algorithm"], score["frames"], score["policy"], score["human_normalized"]) == ("random", 0, "uniform", None)
+    assert score["baselines"] == []
+    assert "random-CartPole-v1" in capsys.readouterr().out
+
+
+BAD = {
+    "nothing": ([], "expected a run"),
+    "a path that is not there": (["runs/nothing"], "no run"),
+    "a foreign directory": (["."], "no run"),
+    "no games": (["random:CartPole-v1", "--episodes", "0"], "--episodes"),
+    "an unknown id": (["random:Bowlin-v0"], "Bowling-v0"),
+    "a game without scripts": (["script:CartPole-v1"], "no script"),
+    "a misspelt flag": (["random:CartPole-v1", "--episode", "3"], "--episodes"),
+    "a policy that is none": (["random:CartPole-v1", "--policy", "best"], "best"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_exit_code_2_and_nothing_created(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    args, said = BAD[case]
+    assert evaluate.main(args) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["weights.safetensors", "state.json"])
+def test_a_damaged_checkpoint_is_refused(
+    damage: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = tmp_path / "run" / "checkpoints" / "000000000001"
+    saved.mkdir(parents=True)
+    (tmp_path / "run" / "config.json").write_text((trained / "config.json").read_text())
+    for file in sorted((trained / "checkpoints").iterdir())[-1].iterdir():
+        (saved / file.name).write_bytes(file.read_bytes())
+    (saved / damage).write_bytes(b"not what it was")
+    assert evaluate.main([str(saved), "--out", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert re.search(r"no checkpoint that can be read", err)
+    assert not (tmp_path / "out").exists()

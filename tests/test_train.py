@@ -1,0 +1,176 @@
+"""`train.py` as its users meet it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import train
+from training import checkpoint, metrics, start
+from training.loop import Run
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["--total-frames", "600", "--num-envs", "4", "--checkpoint-frames", "250"]
+STEPS = {"ppo": ["--rollout-steps", "25"], "a2c": [], "dqn": ["--update-steps", "4"]}
+
+
+@pytest.fixture(autouse=True)
+def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def rows_of(run_dir: str) -> list[dict[str, float]]:
+    return metrics.read(Path(run_dir) / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("algorithm", STEPS)
+def test_a_run_leaves_what_the_contract_names(algorithm: str) -> None:
+    assert train.main([algorithm, "--env", "CartPole-v1", *SMALL, *STEPS[algorithm]]) == 0
+    run_dir = Path(f"runs/CartPole-v1-{algorithm}-s1")
+    config = json.loads((run_dir / "config.json").read_text())
+    assert (config["algorithm"], config["run"]["env"], config["protocol"]["observation"]) == (
+        algorithm,
+        "CartPole-v1",
+        "vector",
+    )
+    saved = checkpoint.checkpoints(run_dir / "checkpoints")
+    assert 600 <= int(saved[-1].name) < 800
+    assert 2 <= len(saved) <= 4
+    losses = [row["loss/td" if algorithm == "dqn" else "loss/policy"] for row in rows_of(str(run_dir))]
+    assert losses
+    assert all(abs(loss) < 1e6 for loss in losses)
+    assert rows_of(str(run_dir))[-1]["frames"] == int(saved[-1].name)
+    assert list((run_dir / "tensorboard").iterdir())
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others() -> None:
+    names = {"a": "1", "b": "1", "c": "2"}
+    for name, seed in names.items():
+        assert train.main(["ppo", "--env", "CartPole-v1", *SMALL, *STEPS["ppo"], "--seed", seed, "--run-dir", name]) == 0
+    weights = [(checkpoint.checkpoints(Path(name) / "checkpoints")[-1] / "weights.safetensors").read_bytes() for name in names]
+    assert weights[0] == weights[1]
+    assert weights[0] != weights[2]
+
+
+def test_resume_goes_on_with_counters_scores_and_schedule(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["ppo", "--env", "CartPole-v1", *SMALL, *STEPS["ppo"], "--run-dir", "run"]) == 0
+    last = checkpoint.checkpoints(Path("run/checkpoints"))[-1]
+    frames = int(last.name)
+    before = rows_of("run")
+    for file in last.iterdir():
+        file.unlink()
+    last.rmdir()  # as if it had been killed before the end
+    assert train.main(["resume", "run"]) == 0
+    after = rows_of("run")
+    saved = int(checkpoint.checkpoints(Path("run/checkpoints"))[-1].name)
+    assert saved >= 600
+    assert [row["frames"] for row in after] == sorted({row["frames"] for row in after})
+    assert before[0] == after[0]
+    assert after[-1]["learning_rate"] == pytest.approx(2.5e-4 * (1 - after[-2]["frames"] / 600))  # by where its rollout began
+    assert frames >= 600
+    assert train.main(["resume", "run"]) == 0
+    assert "is finished" in capsys.readouterr().err
+
+
+def test_resume_of_a_run_without_a_checkpoint_starts_it() -> None:
+    assert train.main(["a2c", "--env", "CartPole-v1", *SMALL, "--run-dir", "run"]) == 0
+    for path in sorted(Path("run/checkpoints").rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    assert train.main(["resume", "run"]) == 0
+    assert checkpoint.checkpoints(Path("run/checkpoints"))
+
+
+def test_a_resumed_agent_is_the_saved_one() -> None:
+    assert train.main(["dqn", "--env", "CartPole-v1", *SMALL, *STEPS["dqn"], "--run-dir", "run"]) == 0
+    saved = checkpoint.checkpoints(Path("run/checkpoints"))[-1]
+    with start.old_run(Path("run")) as run:
+        again = Run(Path("again"), 600, 250, run.envs, run.agent)
+        again.scores = run.scores
+        path = again.save()
+    for file in saved.iterdir():
+        assert file.read_bytes() == (path / file.name).read_bytes(), file.name
+
+
+def wait_for(condition: Any, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_checkpoint_and_its_exit_code(number: int, code: int) -> None:
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        "ppo",
+        "--env",
+        "CartPole-v1",
+        "--run-dir",
+        "run",
+        "--rollout-steps",
+        "25",
+        "--total-frames",
+        "300k",
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    wait_for(lambda: rows_of("run"))
+    process.send_signal(number)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert "Traceback" not in said
+    assert checkpoint.checkpoints(Path("run/checkpoints"))
+
+
+BAD = {
+    "an unknown id": (["ppo", "--env", "Bowlin-v0"], "Bowling-v0"),
+    "an id of a family's table that does not exist": (["ppo", "--env", "ALE/Bowling-v0"], "ALE/Bowling-v5"),
+    "no id": (["ppo"], "--env"),
+    "a misspelt flag": (["ppo", "--env", "CartPole-v1", "--totl-frames", "1k"], "--total-frames"),
+    "a zero budget": (["ppo", "--env", "CartPole-v1", "--total-frames", "0"], "above zero"),
+    "a negative budget": (["ppo", "--env", "CartPole-v1", "--total-frames", "-5"], "--total-frames"),
+    "a verb that is none": (["pppo", "--env", "CartPole-v1"], "ppo"),
+    "a directory that is no run": (["resume", "nothing"], "config.json"),
+    "continuous actions": (["ppo", "--env", "Pendulum-v1"], "Discrete"),
+    "a module that is not there": (["ppo", "--env", "no.such.module:Game-v0"], "no.such"),
+    "no CUDA device": (["ppo", "--env", "CartPole-v1", "--device", "cuda"], "--device cpu"),
+    "games that do not divide": (["ppo", "--env", "CartPole-v1", "--num-envs", "0"], "--num-envs"),
+    "an Atari flag elsewhere": (["ppo", "--env", "CartPole-v1", "--sticky", "0.5"], "--sticky"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_exit_code_2_and_nothing_created(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    args, said = BAD[case]
+    if case == "no CUDA device" and __import__("torch").cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    assert train.main(args) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    assert list(Path().iterdir()) == []
+
+
+def test_an_existing_run_is_never_overwritten(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("run").mkdir()
+    assert train.main(["ppo", "--env", "CartPole-v1", "--run-dir", "run"]) == 2
+    assert "resume run" in capsys.readouterr().err
+    assert list(Path("run").iterdir()) == []
+
+
+def test_help_shows_what_would_run(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        train.main(["ppo", "--env", "Bowling-ram-v0", "--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "0.999" in text
+    assert "--frame-skip" in text
+    assert train.main(["--help"]) == 0
+    assert "resume" in capsys.readouterr().out

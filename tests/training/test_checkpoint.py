@@ -1,0 +1,112 @@
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from envs.contract import InputError
+from training import checkpoint
+
+LEAVES = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text("abc", max_size=3)
+TENSORS = st.builds(lambda values: torch.tensor(values), st.lists(st.floats(-9, 9, width=32), max_size=4))
+KEYS = st.text("abcxyz._", min_size=1, max_size=4) | st.integers(0, 9)
+STATES = st.recursive(
+    LEAVES | TENSORS, lambda below: st.lists(below, max_size=3) | st.dictionaries(KEYS, below, max_size=3), max_leaves=9
+)
+
+
+def same(left: Any, right: Any) -> bool:
+    if isinstance(left, torch.Tensor):
+        return isinstance(right, torch.Tensor) and left.dtype == right.dtype and torch.equal(left, right)
+    if isinstance(left, dict):
+        return isinstance(right, dict) and left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, list):
+        return isinstance(right, list) and len(left) == len(right) and all(map(same, left, right))
+    return type(left) is type(right) and left == right
+
+
+@given(STATES)
+def test_a_state_comes_back_from_json_and_tensors(state: Any) -> None:
+    plain, tensors = checkpoint.flatten(state)
+    assert same(checkpoint.unflatten(json.loads(json.dumps(plain)), tensors), state)
+
+
+def state_of(score: float | None, seed: int = 0) -> dict[str, Any]:
+    torch.manual_seed(seed)
+    network = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(network.parameters())
+    network(torch.ones(3)).sum().backward()
+    optimizer.step()
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "weights": network.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "agent": {"generator": generator.get_state(), "counters": {"frames": 7}},
+        "scores": {"mean_100": score},
+    }
+
+
+def test_a_checkpoint_holds_weights_optimizer_and_the_rest_apart(tmp_path: Path) -> None:
+    state = state_of(1.0)
+    path = checkpoint.save(tmp_path, 1_048_576, state)
+    assert path == tmp_path / "000001048576"
+    assert sorted(file.name for file in path.iterdir()) == [
+        "optimizer.safetensors",
+        "state.json",
+        "tensors.safetensors",
+        "weights.safetensors",
+    ]
+    loaded = checkpoint.load(path)
+    assert same(loaded["weights"], dict(state["weights"]))
+    assert torch.equal(loaded["agent"]["generator"], state["agent"]["generator"])
+    assert same(checkpoint.load_weights(path), dict(state["weights"]))
+    torch.optim.Adam(torch.nn.Linear(3, 2).parameters()).load_state_dict(loaded["optimizer"])
+
+
+def test_equal_states_make_equal_bytes(tmp_path: Path) -> None:
+    first, second = (checkpoint.save(tmp_path / name, 5, state_of(1.0)) for name in "ab")
+    for file in first.iterdir():
+        assert file.read_bytes() == (second / file.name).read_bytes()
+
+
+def test_nothing_but_whole_checkpoints_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.save(tmp_path, 5, state_of(1.0))
+
+    def fail(*_: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(checkpoint, "save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        checkpoint.save(tmp_path, 6, state_of(1.0))
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["000000000005"]
+
+
+def test_the_newest_three_and_the_best_are_kept(tmp_path: Path) -> None:
+    for frames, score in enumerate([None, 3.0, 9.0, 4.0, 5.0, 6.0], start=1):
+        checkpoint.save(tmp_path, frames, state_of(score))
+        checkpoint.prune(tmp_path)
+    assert [int(path.name) for path in checkpoint.checkpoints(tmp_path)] == [3, 4, 5, 6]
+
+
+def test_without_any_score_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for frames in range(1, 6):
+        checkpoint.save(tmp_path, frames, state_of(None))
+        checkpoint.prune(tmp_path)
+    assert [int(path.name) for path in checkpoint.checkpoints(tmp_path)] == [3, 4, 5]
+
+
+@pytest.mark.parametrize("file", ["state.json", "weights.safetensors", "tensors.safetensors"])
+@pytest.mark.parametrize("share", [0.0, 0.5, None])
+def test_a_part_that_is_missing_or_cut_off_is_refused(tmp_path: Path, file: str, share: float | None) -> None:
+    path = checkpoint.save(tmp_path, 5, state_of(1.0))
+    data = (path / file).read_bytes()
+    if share is None:
+        (path / file).unlink()
+    else:
+        (path / file).write_bytes(data[: math.floor(share * len(data))])
+    with pytest.raises(InputError, match="no checkpoint that can be read"):
+        checkpoint.load(path)
