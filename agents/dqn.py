@@ -6,7 +6,8 @@ What differs from the paper:
 1. Adam and the squared error instead of RMSprop and the Huber loss, after Dopamine's findings; `--loss huber` is there.
 2. Several games are played side by side; `update_steps` counts the agent steps of all of them.
 3. A lost life ends the return only with `--end-on-life-loss`.
-4. In a short run, replay is no larger than the run, learning starts after 5 % of it and exploration has fallen after 25 %.
+4. In a short run, replay is no larger than the run, learning starts after 5 % of it, exploration has fallen after 25 %, and
+   the target network is a copy from at most 1 % of the run before.
 5. A step whose action was ignored, because it only opened an episode, has weight zero in the loss.
 6. A truncated episode bootstraps from its last observation instead of counting as lost.
 7. Exploration falls to 1 % instead of 10 %, the target network is copied every 32,000 emulator frames, as in Dopamine, and a
@@ -50,7 +51,7 @@ class DQNConfig:
     update_steps: int = 4
     """Agent steps, over all games, from update to update."""
     target_frames: int = 32_000
-    """Emulator frames from one copy of the network into the target network to the next."""
+    """Emulator frames from one copy of the network into the target network to the next; at most 1 % of the run."""
     start_frames: int = 80_000
     """Emulator frames before the first update; at most 5 % of the run."""
     epsilon_start: float = 1.0
@@ -155,6 +156,11 @@ class DQN:
         return min(self.config.start_frames, 0.05 * self.setting.total_frames)
 
     @property
+    def target_period(self) -> float:
+        """Emulator frames from one copy into the target network to the next."""
+        return min(self.config.target_frames, 0.01 * self.setting.total_frames)
+
+    @property
     def epsilon(self) -> float:
         """Share of random actions now."""
         falling = min(self.config.epsilon_frames, 0.25 * self.setting.total_frames)
@@ -198,7 +204,7 @@ class DQN:
             self._credit -= self.config.update_steps
             batch = self.replay.sample(self.config.batch_size, span, self.config.n_step, self.config.discount, self.generator)
             self._losses.append(self._update(Transitions(*(field.to(self.setting.device) for field in batch))))
-        if self.frames - self._target_frames >= self.config.target_frames:
+        if self.frames - self._target_frames >= self.target_period:
             self.target.load_state_dict(self.network.state_dict())
             self._target_frames = self.frames
         enough = len(self._losses) >= _REPORT_UPDATES or self.frames >= self.setting.total_frames

@@ -40,7 +40,8 @@ class RewardTransform:
         self._watch(timestep, slots)
         deviation = math.sqrt(self._squares / max(self._count, 1) + _EPSILON)
         limit = np.float32(_LIMIT)
-        return np.minimum(np.maximum(timestep.reward / np.float32(deviation), -limit), limit)
+        rewards: NDArray[np.float32] = timestep.reward / np.float32(deviation)
+        return np.minimum(np.maximum(rewards, -limit), limit)
 
     def _watch(self, timestep: TimeStep, slots: slice) -> None:
         """Take the returns of these environments into the moments; a new episode's return starts at zero."""

@@ -30,6 +30,7 @@ from envs.contract import GameDescription, GameProtocol, Outcome, ProtocolOption
 SIDE = 84  # pixels
 MAX_FRAMES = 108_000  # half an hour of play at 60 frames a second
 FRAMES_PER_SECOND = 60.0
+_CLOCK = -1  # the emulator's word for a seed taken from the clock
 
 ID = re.compile(r"(?:(?P<namespace>ALE)/)?(?P<game>\w+?)(?P<ram>-ram)?(?P<unskipped>NoFrameskip)?-v(?P<version>[045])")
 
@@ -97,11 +98,11 @@ def _rom_path(rom: str | None) -> Path:
 def ale_seeds(seed: int) -> tuple[int, int]:
     """Seeds of the generator beside the emulator and of the emulator itself, as Gymnasium derives them.
 
-    The sign is dropped where Gymnasium's would be negative: the emulator takes -1 for the clock, and `AtariVectorEnv`, to which
-    we are compared, takes all negative seeds for one.
+    But for the one seed that the emulator would take for "by the clock".
     """
     beside, emulator = np.random.SeedSequence(seed).generate_state(n_words=2)
-    return int(beside), int(emulator) & 0x7FFFFFFF
+    signed = int(emulator.astype(np.int32))
+    return int(beside), signed if signed != _CLOCK else 0
 
 
 class AtariGame:

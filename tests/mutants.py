@@ -1,8 +1,9 @@
 """Breaks one line after another in a copy of the project; some test has to fail for each: `python -m tests.mutants [WORDS]`.
 
-WORDS choose the mutants whose line in the table contains one of them. A mutant that survives is printed, and the exit code is 1.
+The table is `tests/mutants.json`; WORDS choose the rows that contain one of them. Where a mutant survives, the exit code is 1.
 """
 
+import json
 import shutil
 import subprocess
 import sys
@@ -13,11 +14,35 @@ from pathlib import Path
 from typing import NamedTuple
 
 from envs.workers import usable_cores
-from tests.mutant_table import MUTANTS
 
 ROOT = Path(__file__).parent.parent
-COPIED = ("agents", "envs", "training", "evaluation", "tests", "docs", "train.py", "evaluate.py", "pyproject.toml", "README.md", "Makefile")
+COPIED = (
+    "agents",
+    "envs",
+    "training",
+    "evaluation",
+    "tests",
+    "docs",
+    "train.py",
+    "evaluate.py",
+    "pyproject.toml",
+    "README.md",
+    "Makefile",
+)
 SECONDS = 300  # a test that hangs for so long has failed
+
+
+class Mutant(NamedTuple):
+    """One broken line, and the tests that have to see it."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+    tests: list[str]
+
+
+MUTANTS = [Mutant(**row) for row in json.loads((ROOT / "tests" / "mutants.json").read_text())]
 
 
 class Result(NamedTuple):
@@ -71,7 +96,8 @@ def main(words: Sequence[str]) -> int:
     with ThreadPoolExecutor(usable_cores()) as pool:
         results = list(pool.map(lambda mutant: try_mutant(mutant.file, mutant.old, mutant.new, mutant.tests), chosen))
     for mutant, result in zip(chosen, results, strict=True):
-        print(f"{'caught  ' if result.caught else 'SURVIVED'} {mutant.what}  [{mutant.file}]  {'' if result.caught else result.said}")
+        word, why = ("caught  ", "") if result.caught else ("SURVIVED", f": {result.said}")
+        print(f"{word} {mutant.what} ({mutant.file}){why}")
     caught = sum(result.caught for result in results)
     print(f"{caught} of {len(chosen)} caught")
     return 0 if caught == len(chosen) else 1

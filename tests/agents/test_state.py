@@ -136,8 +136,14 @@ def test_dqn_keeps_two_networks(tmp_path):
     assert not same(state["weights"], state["target"])
 
 
+def test_a_short_run_copies_the_target_network_a_hundred_times():
+    config = configure("dqn", **SETTINGS | {"target_frames": 32_000})
+    for total, period in ((40_000, 400), (10_000_000, 32_000)):
+        assert build("dqn", GAME, config, total_frames=total).target_period == period
+
+
 def test_the_target_network_is_a_copy_now_and_then():
-    agent = make("dqn")
+    agent = build("dqn", GAME, configure("dqn", **SETTINGS | {"start_frames": 0}), groups=2, total_frames=100_000)
     tape = draw_tape(130, 4, shape=(5,), dtype="uint8").rewind(2)
     copies = []
     last = clone(agent.target.state_dict())
