@@ -156,6 +156,5 @@ def test_the_target_network_is_a_copy_now_and_then():
                 assert same(now, agent.network.state_dict())
                 copies.append(agent.frames)
                 last = clone(now)
-    # Every 100 frames, at the next step of a group; the one at 100 is of a network that has not learned yet.
-    assert len(copies) == 3
-    assert np.diff([100, *copies]) == pytest.approx([101] * 3, abs=2)
+    assert len(copies) == 4  # every 100 frames, at the next step of a group
+    assert np.diff([0, *copies]) == pytest.approx([101] * 4, abs=2)
