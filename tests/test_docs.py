@@ -24,7 +24,7 @@ import evaluate
 import train
 from agents.registry import ALGORITHMS
 from envs.contract import GameProtocol
-from evaluation import scores, session, subjects
+from evaluation import results, scores, session, subjects
 from evaluation.baselines import Baseline
 from training import metrics, presets, start
 from training.config import RunConfig
@@ -354,3 +354,11 @@ if __name__ == "__main__":
     if sys.argv[1:] != ["--write"]:
         raise SystemExit("usage: python -m tests.test_docs --write")
     write()
+
+
+def test_the_readmes_results_are_those_of_the_zoo():
+    readme = (ROOT / "README.md").read_text()
+    table = results.results(ROOT / "zoo")
+    assert "| `Bowling-ram-v0-ppo` |" in table
+    assert results.with_results(readme, table) == readme
+    assert results.with_results(readme, "") != readme
