@@ -1,5 +1,6 @@
 """Evaluate agents: `python evaluate.py RUN [RUN ...]`, where RUN is a run, a checkpoint, zoo/NAME, random:ID or script:ID."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ def _evaluate(args: Sequence[str]) -> int:
         videos=options.videos,
         blind_games=options.blind_games,
         out=out,
-        command=" ".join(["python evaluate.py", *args]),
+        command=shlex.join(["python", "evaluate.py", *args]),
         console=console,
     )
     console.print(f"{out}/report.html", highlight=False)

@@ -31,7 +31,7 @@ from agents.normalize import Kind, RewardTransform
 from agents.player import NetworkPlayer
 from agents.replay import Replay, Transitions
 from agents.schedules import linear
-from agents.torch_setup import autocast
+from agents.torch_setup import autocast, restore_optimizer
 from envs.contract import GameDescription, TimeStep
 
 _REPORT_UPDATES = 50  # updates between two rows of metrics
@@ -188,17 +188,18 @@ class DQN:
             self._note_outcome(t, timestep, slots)
         t = self._times[slots.start] = t + 1
         self.replay.put_frame(t, slots, torch.from_numpy(timestep.observation), torch.from_numpy(timestep.is_first))
-        if self.frames - self._empty_frames < self.start_frames:
-            return None
-        self._credit += played
-        return self._learn()
+        if self.frames - self._empty_frames >= self.start_frames:
+            self._credit += played
+            self._learn()
+        over = self.frames >= self.setting.total_frames
+        return self._report() if over or len(self._losses) >= _REPORT_UPDATES else None
 
     def _note_outcome(self, t: int, timestep: TimeStep, slots: slice) -> None:
         terminated = timestep.terminated | timestep.life_lost if self.config.end_on_life_loss else timestep.terminated
         outcome = (self.rewards(timestep, slots), terminated, terminated | timestep.truncated, ~timestep.is_first)
         self.replay.put_outcome(t, slots, *map(torch.from_numpy, outcome))
 
-    def _learn(self) -> dict[str, float] | None:
+    def _learn(self) -> None:
         span = self.replay.span(max(self._times.values()), min(self._times.values()), self.config.n_step)
         while self._credit >= self.config.update_steps and span[0] < span[1]:
             self._credit -= self.config.update_steps
@@ -207,9 +208,11 @@ class DQN:
         if self.frames - self._target_frames >= self.target_period:
             self.target.load_state_dict(self.network.state_dict())
             self._target_frames = self.frames
-        enough = len(self._losses) >= _REPORT_UPDATES or self.frames >= self.setting.total_frames
-        if not (self._losses and enough):
-            return None
+
+    def _report(self) -> dict[str, float]:
+        """Means over the updates since the last report."""
+        if not self._losses:
+            return {"policy/epsilon": self.epsilon}
         loss, value, norm = torch.stack(self._losses).mean(0).tolist()  # one wait for the device, not one an update
         self._losses.clear()
         return {"loss/td": loss, "value/mean": value, "gradient/norm": norm, "policy/epsilon": self.epsilon}
@@ -245,7 +248,7 @@ class DQN:
         """Take back a state; the next observation is the first in replay, which has to fill before learning goes on."""
         self.network.load_state_dict(state["weights"])
         self.target.load_state_dict(state["target"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        restore_optimizer(self.optimizer, state["optimizer"])
         self.generator.set_state(state["generator"].cpu())
         self.rewards.load_state_dict(state["rewards"])
         counters = state["counters"]

@@ -16,7 +16,7 @@ from agents.player import NetworkPlayer
 from agents.rollout import Rollout, generalized_advantages
 from agents.schedules import linear
 from agents.shards import Shards
-from agents.torch_setup import autocast
+from agents.torch_setup import autocast, restore_optimizer
 from envs.contract import GameDescription, TimeStep
 
 
@@ -225,7 +225,7 @@ class OnPolicyAgent(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back a state; the next observation opens a new rollout."""
         self.network.load_state_dict(state["weights"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        restore_optimizer(self.optimizer, state["optimizer"])
         self.generator.set_state(state["generator"])
         self.rewards.load_state_dict(state["rewards"])
         self.frames, self.steps, self.updates = (state["counters"][name] for name in ("frames", "steps", "updates"))

@@ -1,9 +1,24 @@
 """How torch computes: on which device, in which precision."""
 
+from typing import Any
+
 import torch
 
 from agents.agent import Setting
 from envs.contract import InputError
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load an optimiser's state, its moments laid out in memory as the weights are.
+
+    A fused optimiser walks weights and moments side by side in memory; a file holds no such layout, and a convolution's weights
+    lie channels last here.
+    """
+    optimizer.load_state_dict(state)
+    for weights, moments in optimizer.state.items():
+        for name, moment in moments.items():
+            if isinstance(moment, torch.Tensor) and moment.shape == weights.shape:
+                moments[name] = torch.empty_like(weights).copy_(moment)
 
 
 def autocast(setting: Setting) -> torch.autocast:

@@ -165,6 +165,8 @@ class AtariGame:
         fewest, most = self.protocol.frame_skip
         skip = fewest if fewest == most else int(self._generator.integers(fewest, most + 1))
         reward, frames, over = 0, 0, False
+        if skip == 1:
+            self._previous.fill(0)  # there is no frame of this step to pool with
         self._frames.clear()
         while frames < skip and not over:
             reward += self._ale.act(self._actions[action])

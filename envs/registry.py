@@ -1,4 +1,4 @@
-"""From an environment id to the family that plays it. A family's module is imported only when one of its ids is asked for."""
+"""From an environment id to the family that plays it. A family's game is imported only when one of its ids is asked for."""
 
 import difflib
 import importlib
@@ -24,6 +24,9 @@ def family_of(env_id: str) -> str:
 
     if atari.rom_of(env_id) is not None:
         return "atari"
+    module, _, name = env_id.rpartition(":")
+    if module in ("ale_py", "gymnasium") and atari.rom_of(name) is not None:
+        raise InputError(f"{env_id!r}: this game is known without its module; write {name}")
     if ":" in env_id or env_id in gymnasium.registry:
         return "registered"
     raise InputError(f"unknown environment {env_id!r}; {_nearest(env_id, [*atari.ids(), *gymnasium.registry])}")

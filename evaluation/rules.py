@@ -8,7 +8,6 @@ Score = Mapping[str, Any]  # one object of scores.json
 
 # Scores stand in one column only where all of these parts of the protocol agree.
 RULES = (
-    "env",
     "observation",
     "sticky",
     "episode_end",

@@ -16,10 +16,9 @@ from evaluation import subjects
 from evaluation.baselines import baselines_for, game_of, human_normalized
 from evaluation.estimates import summarize
 from evaluation.play import Episode, play_games
-from evaluation.subjects import Subject
+from evaluation.rules import Score
+from evaluation.subjects import UNLEARNED, Subject
 from evaluation.video import VideoWriter
-
-Score = dict[str, Any]  # one object of scores.json
 
 BLIND_GAMES = 20
 _BLIND_FIRST = 1_000_000  # the blind baseline's games have seeds that the agent's never have
@@ -94,6 +93,7 @@ def _score(subject: Subject, protocol: GameProtocol, episodes: list[Episode], se
     game = game_of(subject.env)
     return {
         "run": subject.name,
+        "kind": subject.algorithm if subject.algorithm in UNLEARNED else "agent",
         "algorithm": subject.algorithm,
         "env": subject.env,
         "protocol": dataclasses.asdict(protocol),

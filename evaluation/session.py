@@ -3,19 +3,20 @@
 import dataclasses
 import glob
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from itertools import chain, count
 from pathlib import Path
 
 from rich.console import Console
 
 from envs.contract import InputError
 from evaluation import report, subjects, tables
-from evaluation.scores import Score, blind_note, blind_scores, evaluate, write_json
-from evaluation.subjects import Subject
+from evaluation.rules import Score
+from evaluation.scores import blind_note, blind_scores, evaluate, write_json
+from evaluation.subjects import UNLEARNED, Subject
 from training import metrics
 
 VIDEOS = Path("videos")
-UNLEARNED = ("random", "script")  # algorithms that are baselines themselves
 
 
 def check(runs: Sequence[str], episodes: int, videos: int, blind_games: int, seed: int) -> None:
@@ -41,10 +42,15 @@ def find_all(runs: Sequence[str], policy: str | None, device: str) -> list[Subje
     rules = {subject.env: subject.options for subject in reversed(found) if subject.algorithm not in UNLEARNED}
     named: dict[str, Subject] = {}
     for subject in found:
-        name = subject.name if subject.name not in named else f"{subject.name}-{len(named) + 1}"
+        name = _free_name(subject.name, named)
         options = subject.options if subject.algorithm not in UNLEARNED else rules.get(subject.env, subject.options)
         named[name] = dataclasses.replace(subject, name=name, options=options)
     return list(named.values())
+
+
+def _free_name(name: str, taken: Container[str]) -> str:
+    """The name itself, or the first of `<name>-2`, `<name>-3`, ... that is not taken."""
+    return next(each for each in chain([name], (f"{name}-{n}" for n in count(2))) if each not in taken)
 
 
 def default_out(found: Sequence[Subject]) -> Path:
@@ -75,12 +81,25 @@ def run(
         measured, blind = _measure(subject, games, seed, paths, blind_games)
         scores += [measured, *blind]
         recorded[subject.name] = [path for path in paths if path.exists()]
-    scores = list({score["run"]: score for score in scores}.values())
+    scores = _each_once(scores)
     write_json(out / "scores.json", scores)
     curves = {subject.name: metrics.read(subject.metrics) for subject in found if subject.metrics}
     report.write_report(out / "report.html", scores, curves, recorded, command)
     tables.show(scores, console)
     return scores
+
+
+def _each_once(scores: Sequence[Score]) -> list[Score]:
+    """Scores with names of their own: what was measured twice under the same rules stands once, as measured first."""
+    named: dict[str, Score] = {}
+    seen: list[tuple[str, object]] = []
+    for score in scores:
+        measurement = (score["run"], score["protocol"])
+        if measurement not in seen:
+            seen.append(measurement)
+            name = _free_name(score["run"], named)
+            named[name] = {**score, "run": name}
+    return list(named.values())
 
 
 def _remove_videos(out: Path, subject: Subject) -> None:

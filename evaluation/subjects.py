@@ -3,10 +3,13 @@
 import dataclasses
 import difflib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from agents import registry as agents
 from agents.agent import Player
@@ -20,6 +23,7 @@ from training.config import load_config
 
 MakePlayer = Callable[[GameDescription, int], Player]
 ZOO = Path("zoo")
+UNLEARNED = ("random", "script", "blind replay")  # algorithms that are baselines themselves
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,20 @@ def find(text: str, *, policy: str | None, device: str) -> list[Subject]:
             raise InputError(f"{text} has no checkpoint yet; `python train.py resume {text}` trains it")
         return [_trained(saved[-1], path, path.resolve().name, policy, device)]
     raise InputError(f"{text!r} is no run, checkpoint or zoo entry, nor random:ID or script:ID; {_nearest(text)}")
+
+
+@contextmanager
+def ours(path: Path) -> Iterator[None]:
+    """Refuse a file that was not written by this program, where its content turns out not to fit.
+
+    Raises:
+        InputError: something in it is missing or of another shape.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} is not of a run of ours: {type(error).__name__} {reason}") from error
 
 
 def _nearest(text: str) -> str:
@@ -122,12 +140,16 @@ def _unlearned(kind: str, env: str, algorithm: str, policy: str, make_player: Ma
 
 def _trained(saved: Path, run_dir: Path, name: str, policy: str | None, device: str) -> Subject:
     state = checkpoint.load(saved)
-    frames = state["agent"]["counters"]["frames"]
+    with ours(saved):
+        frames = state["agent"]["counters"]["frames"]
+        dict(state["weights"])
     return _agent(name, run_dir, state["weights"], frames, saved.name, policy, device)
 
 
 def _zoo(path: Path, policy: str | None, device: str) -> Subject:
-    trained = json.loads((path / "config.json").read_text())["trained"]
+    with ours(path / "config.json"):
+        trained = json.loads((path / "config.json").read_text())["trained"]
+        dict(trained, frames=trained["frames"], checkpoint=trained["checkpoint"])
     weights = checkpoint.load_weights(path)
     return _agent(path.name, path, weights, trained["frames"], trained["checkpoint"], policy, device)
 
@@ -142,7 +164,9 @@ def _agent(
         raise InputError(f"--policy {policy}: {name} is a {algorithm} agent, which plays {' or '.join(row.policies)}")
 
     def player(game: GameDescription, num_envs: int) -> Player:
-        return row.player(config.agent, game, weights, pick_device(device), num_envs, chosen)
+        torch.set_num_threads(1)  # the workers have the other cores
+        with ours(directory / "weights.safetensors"):
+            return row.player(config.agent, game, weights, pick_device(device), num_envs, chosen)
 
     return Subject(
         name=name,

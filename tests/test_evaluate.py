@@ -52,6 +52,7 @@ def test_scores_json_has_what_the_contract_names(evaluated: Path, trained: Path)
     assert agent["mean"] == pytest.approx(np.mean([episode["return"] for episode in agent["episodes"]]))
     assert agent["human_normalized"] == pytest.approx((agent["mean"] - 23.1) / (160.7 - 23.1))
     assert {"name", "score", "protocol", "source", "comparable"} <= set(agent["baselines"][0])
+    assert [score["kind"] for score in (agent, *blind)] == ["agent", "blind replay", "script", "script"]
     assert [score["run"] for score in blind] == ["blind-bowler", "script-A-Bowling-ram-v0", "script-B-Bowling-ram-v0"]
     seeds = {episode["seed"] for episode in agent["episodes"]}
     for score in blind:
@@ -132,6 +133,27 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_created(
     assert said in err
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_asked_for_is_not_replaced_by_what_comes_with_it(trained: Path, tmp_path: Path) -> None:
+    args = ["script:Bowling-ram-v0", str(trained), "--episodes", "1", "--videos", "0", "--blind-games", "2"]
+    assert evaluate.main([*args, "--out", str(tmp_path)]) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    names = ["script-A-Bowling-ram-v0", "script-B-Bowling-ram-v0", "bowler", "blind-bowler"]
+    assert [score["run"] for score in scores] == names
+    assert [len(score["episodes"]) for score in scores] == [1, 1, 1, 2]
+    assert all(score["protocol"] == scores[2]["protocol"] for score in scores)  # scripts follow the run's rules
+
+
+def test_a_foreign_directory_is_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved = sorted((trained / "checkpoints").iterdir())[-1]
+    (tmp_path / "weights.safetensors").write_bytes((saved / "weights.safetensors").read_bytes())
+    (tmp_path / "config.json").write_text('{"architectures": ["Something"]}')
+    assert evaluate.main([str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert "config.json" in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("damage", ["weights.safetensors", "state.json"])

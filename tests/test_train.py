@@ -139,6 +139,8 @@ BAD = {
     "a directory that is no run": (["resume", "nothing"], "config.json"),
     "continuous actions": (["ppo", "--env", "Pendulum-v1"], "Discrete"),
     "a module that is not there": (["ppo", "--env", "no.such.module:Game-v0"], "no.such"),
+    "an optional number that is none": (["ppo", "--env", "CartPole-v1", "--max-episode-frames", "0"], "frames: '0' is not"),
+    "a known game by its module": (["ppo", "--env", "ale_py:ALE/Bowling-v5"], "write ALE/Bowling-v5"),
     "no CUDA device": (["ppo", "--env", "CartPole-v1", "--device", "cuda"], "--device cpu"),
     "games that do not divide": (["ppo", "--env", "CartPole-v1", "--num-envs", "0"], "--num-envs"),
     "an Atari flag elsewhere": (["ppo", "--env", "CartPole-v1", "--sticky", "0.5"], "--sticky"),
@@ -156,6 +158,13 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_created(case: str, capsys
     assert err.count("\n") == 1
     assert "Traceback" not in err
     assert list(Path().iterdir()) == []
+
+
+def test_a_dqn_run_ends_even_if_no_update_was_due() -> None:
+    args = ["dqn", "--env", "CartPole-v1", "--total-frames", "300", "--num-envs", "4", "--update-steps", "1M"]
+    assert train.main([*args, "--run-dir", "run"]) == 0
+    assert [row["frames"] <= 304 for row in rows_of("run")] == [True]
+    assert list(rows_of("run")[0]) == ["frames", "steps", "policy/epsilon", *list(rows_of("run")[0])[3:]]
 
 
 def test_an_existing_run_is_never_overwritten(capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,6 +51,7 @@ def _one_line(box: str) -> str:
     """The sense of tyro's box of text: what was wrong, and the nearest flag."""
     blocks = re.split(r"│ ─+ │", box)
     said = " ".join(_BOX.sub(" ", blocks[0]).split())
+    said = re.sub(r": no type matching .*[\]>]: (?=[^\]>]*$)", ": ", said)  # of an optional value, the last reason
     nearest = re.findall(r"--[a-z][a-z0-9-]*", blocks[1]) if len(blocks) > 2 and "meant" in blocks[1] else []
     return said + (f"; nearest: {', '.join(dict.fromkeys(nearest))}" if nearest else "")
 

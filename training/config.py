@@ -173,11 +173,12 @@ class Plan:
 
 def make_plan(num_envs: int, cores: int, device: str, precision: Literal["fp32", "bf16"]) -> Plan:
     """A fixed function of the machine's cores and the run."""
+    groups = 2 if num_envs % 2 == 0 and num_envs >= 4 else 1
     return Plan(
         device=device,
         precision=precision,
-        workers=min(cores, num_envs),
-        groups=2 if num_envs % 2 == 0 and num_envs >= 4 else 1,
+        workers=min(cores, num_envs // groups),
+        groups=groups,
         learn_threads=cores if device == "cpu" else 1,
     )
 

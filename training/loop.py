@@ -4,7 +4,7 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from agents.agent import Agent
 from envs.contract import Envs, TimeStep
@@ -125,8 +125,3 @@ class Run:
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         self._signal = number
-
-
-def facts_of(state: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint says about the run at that point: frames, steps and scores."""
-    return {**state["agent"]["counters"], "scores": state["scores"]}

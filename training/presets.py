@@ -27,13 +27,9 @@ _OTHERS: dict[str, dict[str, Any]] = {
 }
 # Bowling pays for a ball some 320 emulator frames after it is thrown, and for a strike ten times as much as for a pin; nearly
 # all of Berzerk's points come in fifties. Both are scaled to about one rather than clipped.
-_GAMES: dict[tuple[str, str], dict[str, Any]] = {
-    ("ppo", "bowling"): {"discount": 0.999, "reward": "scale", "reward_scale": 0.1},
-    ("a2c", "bowling"): {"discount": 0.999, "reward": "scale", "reward_scale": 0.1},
-    ("dqn", "bowling"): {"discount": 0.999, "reward": "scale", "reward_scale": 0.1},
-    ("ppo", "berzerk"): {"discount": 0.997, "reward": "scale", "reward_scale": 0.02},
-    ("a2c", "berzerk"): {"discount": 0.997, "reward": "scale", "reward_scale": 0.02},
-    ("dqn", "berzerk"): {"discount": 0.997, "reward": "scale", "reward_scale": 0.02},
+_GAMES: dict[str, dict[str, Any]] = {
+    "bowling": {"discount": 0.999, "reward": "scale", "reward_scale": 0.1},
+    "berzerk": {"discount": 0.997, "reward": "scale", "reward_scale": 0.02},
 }
 
 
@@ -41,5 +37,5 @@ def preset(algorithm: str, env_id: str) -> Any:
     """The algorithm's config for a game: its defaults, changed for the kind of observation and then for the game."""
     rom = atari.rom_of(env_id)
     kind = _OTHERS if rom is None else _RAM if "-ram" in env_id else _IMAGES
-    changes = kind[algorithm] | _GAMES.get((algorithm, rom or ""), {})
+    changes = kind[algorithm] | _GAMES.get(rom or "", {})
     return agents.ALGORITHMS[algorithm].config(**changes)

@@ -1,6 +1,7 @@
 """From a run's config to a run that is ready to train."""
 
 import dataclasses
+import os
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -65,6 +66,8 @@ def old_run(run_dir: Path) -> Run:
 def build_agent(algorithm: str, config: RunConfig[Any], plan: Plan, game: GameDescription) -> Agent:
     """The agent of a run, before it has learned anything."""
     torch.set_num_threads(1)  # agents share an update out to threads of their own, see agents/shards.py
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses; read when CUDA starts
     torch.use_deterministic_algorithms(config.deterministic)
     setting = Setting(
         game=game,

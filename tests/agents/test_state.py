@@ -136,6 +136,22 @@ def test_dqn_keeps_two_networks(tmp_path):
     assert not same(state["weights"], state["target"])
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_moments_from_a_file_lie_in_memory_as_the_weights_do(algorithm, tmp_path):
+    """A fused optimiser pairs weights and moments by their place in memory; convolutions keep their channels last."""
+    game = describe((1, 36, 36), "uint8")
+    config = configure(algorithm, **SETTINGS | {"start_frames": 0})
+    agents = [build(algorithm, game, config, groups=2, total_frames=TOTAL) for _ in range(2)]
+    play_tape(agents[0], draw_tape(25, 4, shape=(1, 36, 36), dtype="uint8").rewind(2))
+    state = agents[0].state_dict()
+    agents[1].load_state_dict(checkpoint.load(checkpoint.save(tmp_path, 0, state)))
+    for agent in agents:
+        for weights in agent.network.parameters():
+            weights.grad = torch.ones_like(weights)
+        agent.optimizer.step()
+    assert same(agents[0].network.state_dict(), agents[1].network.state_dict())
+
+
 def test_a_short_run_copies_the_target_network_a_hundred_times():
     config = configure("dqn", **SETTINGS | {"target_frames": 32_000})
     for total, period in ((40_000, 400), (10_000_000, 32_000)):
