@@ -182,8 +182,9 @@ class QNetwork(nn.Module):
 
 def _as_image(stacks: Tensor) -> Tensor:
     """(B, depth, C, H, W) uint8 -> (B, depth * C, H, W) float in 0..1, channels last in memory."""
-    images = stacks.flatten(1, 2)
-    return images.to(torch.float32, memory_format=torch.channels_last) / 255
+    device = stacks.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+    return stacks.flatten(1, 2).to(dtype, memory_format=torch.channels_last) / 255  # bf16 holds a byte exactly
 
 
 def _flat_size(layers: nn.Module, channels: int, height: int, width: int) -> int:

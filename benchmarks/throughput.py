@@ -124,7 +124,15 @@ def sb3_rate(algorithm: str, env_id: str, seconds: float) -> float:
             return self.first is None or spent - self.first[0] < seconds
 
     torch.set_num_threads(usable_cores())
-    envs = VecFrameStack(make_atari_env(env_id, NUM_ENVS, seed=1, vec_env_cls=SubprocVecEnv), 4)
+
+    def make_game(**options: Any) -> Any:
+        import ale_py
+        import gymnasium
+
+        gymnasium.register_envs(ale_py)  # its processes know no Atari ids otherwise
+        return gymnasium.make(env_id, **options)
+
+    envs = VecFrameStack(make_atari_env(make_game, NUM_ENVS, seed=1, vec_env_cls=SubprocVecEnv), 4)
     watch = Watch()
     try:
         model = getattr(stable_baselines3, algorithm.upper())("CnnPolicy", envs, seed=1, device="cpu", **SETTINGS[algorithm][1])
