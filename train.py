@@ -3,6 +3,10 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from training.loop import Run
 
 USAGE = """\
 usage: python train.py {{{algorithms}}} --env ID [flags]    train a new agent
@@ -62,7 +66,7 @@ def _train(algorithm: str, args: Sequence[str]) -> int:
     if env is not None:
         registry.family_of(env)
     preset = presets.preset(algorithm, env or "")
-    kind = RunConfig[ALGORITHMS[algorithm].config]  # type: ignore[misc]
+    kind = RunConfig[ALGORITHMS[algorithm].config]
     default = RunConfig(env=tyro.MISSING if env is None else env, agent=preset)
     config = command_line.parse(kind, args, prog=f"train.py {algorithm}", default=default)
     config.check()
@@ -80,7 +84,7 @@ def _resume(args: Sequence[str]) -> int:
     return _finish(start.old_run(Path(args[0])))
 
 
-def _finish(run: "Run") -> int:  # type: ignore[name-defined]  # noqa: F821
+def _finish(run: "Run") -> int:
     from rich.console import Console
 
     from training.progress import Display
