@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from training.loop import Run
@@ -63,11 +63,12 @@ def _train(algorithm: str, args: Sequence[str]) -> int:
     from training.config import RunConfig, default_run_dir
 
     env = command_line.flag(args, "--env")
+    rules: dict[str, Any] = {}
     if env is not None:
-        registry.family_of(env)
+        rules = dataclasses.asdict(registry.game_class(env).options_of(env))
     preset = presets.preset(algorithm, env or "")
     kind = RunConfig[ALGORITHMS[algorithm].config]
-    default = RunConfig(env=tyro.MISSING if env is None else env, agent=preset)
+    default = RunConfig(env=tyro.MISSING if env is None else env, agent=preset, **rules)
     config = command_line.parse(kind, args, prog=f"train.py {algorithm}", default=default)
     config.check()
     if config.run_dir is None:

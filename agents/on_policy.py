@@ -57,9 +57,8 @@ class OnPolicyConfig:
 
 
 class Batch(NamedTuple):
-    """Samples to learn from, in any order."""
+    """What was done in some observations and how it turned out, in any order; the observations stay in the rollout."""
 
-    stacks: Tensor  # (B, depth, *shape)
     actions: Tensor  # (B,)
     log_probs: Tensor  # (B,) of the policy that acted
     values: Tensor  # (B,) of the critic that acted
@@ -179,7 +178,7 @@ class OnPolicyAgent(ABC):
         return {**dict(zip([*metrics, "value/explained_variance"], values, strict=True)), "learning_rate": group["lr"]}
 
     def _batch(self) -> Batch:
-        """The rollout with its advantages, flattened; stacks are left to be gathered a minibatch at a time."""
+        """The rollout with its advantages, flattened."""
         rollout, config = self.rollout, self.config
         with torch.no_grad(), autocast(self.setting):
             rollout.values[-1] = self.network(rollout.stacks_at(rollout.steps, slice(None)))[1]
@@ -191,17 +190,16 @@ class OnPolicyAgent(ABC):
         if config.normalize_advantages:
             advantages = normalized(advantages, weights)
         fields = (rollout.actions, rollout.log_probs, values, advantages, returns, weights)
-        return Batch(rollout.frames[:0], *(field.flatten() for field in fields))
+        return Batch(*(field.flatten() for field in fields))
 
     def gradient_step(self, rollout: Batch, indices: Tensor) -> dict[str, Tensor]:
         """One clipped gradient step on some samples of a rollout: indices (B,) into T * N."""
         total = rollout.weights[indices].sum().clamp(min=1)
 
         def work(network: nn.Module, part: Tensor) -> dict[str, Tensor]:
-            stacks = self.rollout.stacks(part // self.rollout.num_envs, part % self.rollout.num_envs)
-            batch = Batch(stacks, *(field[part] for field in rollout[1:]))
+            batch = Batch(*(field[part] for field in rollout))
             with autocast(self.setting):
-                logits, values = network(stacks)
+                logits, values = network(self.rollout.stacks(part // self.rollout.num_envs, part % self.rollout.num_envs))
             loss, parts = self.loss(logits, values, batch)
             share = batch.weights.sum() / total
             (loss * share).backward()  # type: ignore[no-untyped-call]

@@ -108,6 +108,12 @@ def ale_seeds(seed: int) -> tuple[int, int]:
 class AtariGame:
     """One Atari game under a protocol."""
 
+    @staticmethod
+    def options_of(env_id: str) -> ProtocolOptions:
+        """What the flags are for an id where they are not given."""
+        rules = protocol_of(env_id, ProtocolOptions())
+        return ProtocolOptions(rules.sticky, rules.frame_skip, False, rules.noop_max, rules.max_episode_frames)
+
     def __init__(self, env_id: str, options: ProtocolOptions) -> None:
         """Load the game's ROM into an emulator of its own."""
         self.protocol = protocol_of(env_id, options)

@@ -137,6 +137,17 @@ class Game(Protocol):
 
     description: GameDescription
 
+    def __init__(self, env_id: str, options: ProtocolOptions) -> None:
+        """Make the game.
+
+        Raises:
+            InputError: no agent of ours can play it, or an option that its family does not have.
+        """
+
+    @staticmethod
+    def options_of(env_id: str) -> ProtocolOptions:
+        """What the flags are for an id where they are not given; None for those that its family does not have."""
+
     def reset(self, seed: int | None, observation: NDArray[np.generic]) -> None:
         """Open a new episode and write its first observation in place; None goes on with the generators as they are."""
 

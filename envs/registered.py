@@ -17,6 +17,11 @@ from envs.contract import GameDescription, GameProtocol, InputError, Outcome, Pr
 class RegisteredGame:
     """One environment made by `gymnasium.make`."""
 
+    @staticmethod
+    def options_of(_env_id: str) -> ProtocolOptions:
+        """No flag changes an environment of this family."""
+        return ProtocolOptions()
+
     def __init__(self, env_id: str, options: ProtocolOptions) -> None:
         """Make the environment and check that an agent of ours can play it.
 

@@ -2,7 +2,6 @@
 
 import difflib
 import importlib
-from typing import Any
 
 import gymnasium
 
@@ -38,13 +37,21 @@ def _nearest(env_id: str, known: list[str]) -> str:
     return f"nearest: {', '.join(by_folded[match] for match in matches)}" if matches else "no id comes near it"
 
 
+def game_class(env_id: str) -> type[Game]:
+    """The class of the family that plays an id.
+
+    Raises:
+        InputError: no family knows the id.
+    """
+    module, _, name = FAMILIES[family_of(env_id)].partition(":")
+    kind: type[Game] = getattr(importlib.import_module(module), name)
+    return kind
+
+
 def make_game(env_id: str, options: ProtocolOptions) -> Game:
     """Make one game of any family.
 
     Raises:
         InputError: unknown id, or a game that no agent of ours can play.
     """
-    module, _, name = FAMILIES[family_of(env_id)].partition(":")
-    family: Any = getattr(importlib.import_module(module), name)
-    game: Game = family(env_id, options)
-    return game
+    return game_class(env_id)(env_id, options)

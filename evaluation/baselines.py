@@ -7,17 +7,15 @@ with an unknown rule is comparable to nothing.
 """
 
 import csv
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from envs import atari
 from envs.contract import GameProtocol
 
 DATA = Path(__file__).parent / "data"
-
-ATARI_ID = re.compile(r"(?:ALE/)?(?P<game>[A-Za-z]+?)(?:-ram)?(?:NoFrameskip|Deterministic)?-v\d+")
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class Baseline:
 
 def game_of(env_id: str) -> str | None:
     """The game (`SpaceInvaders`) that an Atari id (`ALE/SpaceInvaders-ram-v5`) plays; None where it has no reference scores."""
-    match = ATARI_ID.fullmatch(env_id)
+    match = atari.ID.fullmatch(env_id)
     return match["game"] if match is not None and match["game"] in _reference() else None
 
 

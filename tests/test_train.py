@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -179,7 +180,7 @@ def test_help_shows_what_would_run(capsys: pytest.CaptureFixture[str]) -> None:
         train.main(["ppo", "--env", "Bowling-ram-v0", "--help"])
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "0.999" in text
-    assert "--frame-skip" in text
+    for flag, value in {"discount": "0.999", "sticky": "0.25", "frame-skip": "2-4", "noop-max": "0"}.items():
+        assert re.search(rf"--{flag} [^(]*\(default: {value}\)", text.replace("│ ", "")), flag
     assert train.main(["--help"]) == 0
     assert "resume" in capsys.readouterr().out

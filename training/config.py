@@ -94,15 +94,15 @@ class RunConfig(Generic[AgentConfig]):
     deterministic: bool = False
     """Make CUDA repeat itself bit for bit too, at some cost in speed; the CPU always does."""
     sticky: float | None = None
-    """Probability at each emulator frame that the previous action is repeated; what the id means where not given."""
+    """Probability at each emulator frame that the previous action is repeated."""
     frame_skip: FrameSkip | None = None
-    """Emulator frames that an action is held: 4, or 2-4 for one drawn at each step; what the id means where not given."""
+    """Emulator frames that an action is held: 4, or 2-4 for one drawn at each step."""
     full_action_space: bool = False
     """All 18 actions of the console instead of the game's own."""
     noop_max: int | None = None
-    """Open each game with up to this many frames of doing nothing, 0 for none; what the id means where not given."""
+    """Open each game with up to this many frames of doing nothing, 0 for none."""
     max_episode_frames: Count | None = None
-    """Emulator frames after which a game is cut off; what the id means where not given."""
+    """Emulator frames after which a game is cut off; `<Game>-v0` ids have 10000 agent steps instead."""
 
     @property
     def protocol_options(self) -> ProtocolOptions:

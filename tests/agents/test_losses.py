@@ -34,7 +34,6 @@ def on_policy(ratios, advantages, old_values, returns, weights=None):
     logits = torch.stack([taken.log(), (1 - taken).log()], dim=1).requires_grad_()
     count = len(ratios)
     batch = Batch(
-        stacks=torch.zeros(0),
         actions=torch.zeros(count, dtype=torch.int64),
         log_probs=torch.full((count,), 0.5).log(),
         values=torch.tensor(old_values),
@@ -175,7 +174,7 @@ def junk(count):
     logits, values = torch.randn(count, ACTIONS, generator=rng), torch.randn(count, generator=rng)
     others = [torch.randn(count, generator=rng) for _ in range(4)]
     actions = torch.randint(ACTIONS, (count,), generator=rng)
-    return logits, values, Batch(torch.zeros(0), actions, others[0] - 2, *others[1:], torch.ones(count))
+    return logits, values, Batch(actions, others[0] - 2, *others[1:], torch.ones(count))
 
 
 LOSSES = {
@@ -189,7 +188,7 @@ def test_weight_zero_takes_a_sample_out(loss):
     logits, values, batch = junk(12)
     counts = torch.arange(12) % 3 > 0
     weighed = LOSSES[loss](logits, values, batch._replace(weights=counts.float()))
-    without = LOSSES[loss](logits[counts], values[counts], Batch(batch.stacks, *(field[counts] for field in batch[1:])))
+    without = LOSSES[loss](logits[counts], values[counts], Batch(*(field[counts] for field in batch)))
     for ours, theirs in zip([weighed[0], *weighed[1].values()], [without[0], *without[1].values()], strict=True):
         assert ours.item() == pytest.approx(theirs.item(), abs=1e-6)
     assert weighed[0].item() != pytest.approx(LOSSES[loss](logits, values, batch)[0].item(), abs=1e-3)
@@ -405,7 +404,7 @@ def test_ppo_far_from_the_policy_that_acted_is_stable_baselines3s(value_clip):
     buffer.advantages, buffer.returns = advantages[:, None].numpy(), returns[:, None].numpy()
     theirs.train()
 
-    batch = Batch(observations, actions, old_log_probs, old_values, advantages, returns, torch.ones(count))
+    batch = Batch(actions, old_log_probs, old_values, advantages, returns, torch.ones(count))
     optimizer = torch.optim.SGD(ours.network.parameters(), lr=RATE)
     loss, parts = ppo_loss(
         *ours.network(observations[:, None]), batch, clip=0.2, value_clip=value_clip, entropy=0.05, value=0.5

@@ -169,7 +169,6 @@ def test_the_counts_in_the_readme_are_the_counts_of_the_table():
         ("SpaceInvaders-ram-v0", "SpaceInvaders"),
         ("BowlingNoFrameskip-v4", "Bowling"),
         ("Bowling-ramNoFrameskip-v4", "Bowling"),
-        ("BowlingDeterministic-v4", "Bowling"),
         ("CartPole-v1", None),
         ("MiniWorld-Hallway-v0", None),
         ("VizdoomBasic-v1", None),
