@@ -25,11 +25,12 @@ import numpy as np
 from ale_py import roms
 from numpy.typing import NDArray
 
-from envs.contract import GameDescription, GameProtocol, Outcome, ProtocolOptions
+from envs.contract import GameDescription, GameProtocol, Outcome, ProtocolOptions, refuse_options
 
 SIDE = 84  # pixels
 MAX_FRAMES = 108_000  # half an hour of play at 60 frames a second
 FRAMES_PER_SECOND = 60.0
+FLAGS = ("sticky", "frame_skip", "full_action_space", "noop_max", "max_episode_frames")  # that change the rules
 _CLOCK = -1  # the emulator's word for a seed taken from the clock
 
 ID = re.compile(r"(?:(?P<namespace>ALE)/)?(?P<game>\w+?)(?P<ram>-ram)?(?P<unskipped>NoFrameskip)?-v(?P<version>[045])")
@@ -83,10 +84,8 @@ def protocol_of(env_id: str, options: ProtocolOptions) -> GameProtocol:
     )
     if options.max_episode_frames is not None:
         protocol = dataclasses.replace(protocol, max_episode_steps=None)
-    changes = {
-        name: value for name, value in dataclasses.asdict(options).items() if name != "full_action_space" and value is not None
-    }
-    return dataclasses.replace(protocol, **changes)
+    changes = {name: getattr(options, name) for name in FLAGS if name != "full_action_space"}
+    return dataclasses.replace(protocol, **{name: value for name, value in changes.items() if value is not None})
 
 
 def _rom_path(rom: str | None) -> Path:
@@ -108,6 +107,8 @@ def ale_seeds(seed: int) -> tuple[int, int]:
 class AtariGame:
     """One Atari game under a protocol."""
 
+    one_a_process = False
+
     @staticmethod
     def options_of(env_id: str) -> ProtocolOptions:
         """What the flags are for an id where they are not given."""
@@ -116,6 +117,7 @@ class AtariGame:
 
     def __init__(self, env_id: str, options: ProtocolOptions) -> None:
         """Load the game's ROM into an emulator of its own."""
+        refuse_options(env_id, options, FLAGS)
         self.protocol = protocol_of(env_id, options)
         self._rom_path = _rom_path(rom_of(env_id))
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # before the first emulator, which would print a banner
@@ -131,6 +133,7 @@ class AtariGame:
             observation_shape=self.protocol.size,
             observation_dtype="uint8",
             extra_size=0,
+            num_tokens=0,
             action_names=tuple(action.name for action in self._actions),
             screen_shape=(height, width, 3),
             frames_per_second=FRAMES_PER_SECOND,
@@ -148,7 +151,7 @@ class AtariGame:
         self._ale.setInt("random_seed", emulator)
         self._ale.loadROM(self._rom_path)  # a seed is taken only here; this is the slow part (85 ms)
 
-    def reset(self, seed: int | None, observation: NDArray[np.generic]) -> None:
+    def reset(self, seed: int | None, observation: NDArray[np.generic], extra: NDArray[np.float32]) -> None:
         """Open a game: seed where one is given, press reset, sit through the no-ops."""
         if seed is not None:
             self._seed(seed)
@@ -166,7 +169,7 @@ class AtariGame:
             self._ale.getScreenGrayscale(self._last)
         self._observe(observation)
 
-    def step(self, action: int, observation: NDArray[np.generic]) -> Outcome:
+    def step(self, action: int, observation: NDArray[np.generic], extra: NDArray[np.float32]) -> Outcome:
         """Hold one action for the step's emulator frames, or until the game ends."""
         fewest, most = self.protocol.frame_skip
         skip = fewest if fewest == most else int(self._generator.integers(fewest, most + 1))

@@ -11,12 +11,14 @@ a new episode. So each observation appears exactly once and in order:
     action:          a0    a1       ignored                    a0'
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+VOCABULARY = 1000  # word ids that an instruction is made of; 0 stands for no word
 
 
 class InputError(Exception):
@@ -24,6 +26,10 @@ class InputError(Exception):
 
     The message is one line: what was given, what was expected, and the way out. The command line prints it and exits with 2.
     """
+
+
+class GameLost(Exception):  # noqa: N818 - not a fault of the program: games with an engine of their own die now and then
+    """A game's engine died or hangs. Its worker process is started anew, and the episode counts as lost."""
 
 
 class TimeStep(NamedTuple):
@@ -90,6 +96,10 @@ class GameProtocol:
     """MD5 of the game's ROM file."""
     backend: str
     """Package and version that emulates, for example `ale-py 0.12.1`."""
+    extra: tuple[str, ...] = ()
+    """What the numbers beside the picture are, one name each."""
+    level: str | None = None
+    """The level or map that is played, where the id does not name it."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +116,27 @@ class ProtocolOptions:
     """Open each game with 1 to this many emulator frames of doing nothing; 0 for none."""
     max_episode_frames: int | None = None
     """Emulator frames after which a game is cut off."""
+    image_size: tuple[int, int] | None = None
+    """Height and width of the picture that the agent sees, in pixels."""
+    game_variables: bool = False
+    """Show the agent the game's own numbers (health, ammunition) beside the picture."""
+    lab_actions: Literal[9, 15] | None = None
+    """Size of DeepMind Lab's action set."""
+    held_out: bool = False
+    """Play the levels that training never plays, where a game has such; evaluation asks for them."""
+
+
+def refuse_options(env_id: str, options: ProtocolOptions, known: Collection[str]) -> None:
+    """Refuse flags that a family of games does not have.
+
+    Raises:
+        InputError: a flag is given that is not among `known`, names of fields of `ProtocolOptions`.
+    """
+    given = [name for name, value in asdict(options).items() if value is not None and value is not False and name != "held_out"]
+    foreign = [f"--{name.replace('_', '-')}" for name in given if name not in known]
+    if foreign:
+        own = " and ".join(f"--{name.replace('_', '-')}" for name in known) or "none"
+        raise InputError(f"{env_id}: {' and '.join(foreign)} cannot change it; flags that can: {own}")
 
 
 @dataclass(frozen=True)
@@ -119,6 +150,8 @@ class GameDescription:
     """`uint8` or `float32`."""
     extra_size: int
     """Numbers beside the picture."""
+    num_tokens: int
+    """How many of them, the last, are words of an instruction: ids below `VOCABULARY`."""
     action_names: tuple[str, ...]
     """One name an action; the game's own where it has them."""
     screen_shape: tuple[int, int, int] | None
@@ -136,6 +169,8 @@ class Game(Protocol):
     """One environment, as a family implements it and a worker plays it."""
 
     description: GameDescription
+    one_a_process: bool
+    """Whether two of its kind cannot live in one process."""
 
     def __init__(self, env_id: str, options: ProtocolOptions) -> None:
         """Make the game.
@@ -148,11 +183,18 @@ class Game(Protocol):
     def options_of(env_id: str) -> ProtocolOptions:
         """What the flags are for an id where they are not given; None for those that its family does not have."""
 
-    def reset(self, seed: int | None, observation: NDArray[np.generic]) -> None:
-        """Open a new episode and write its first observation in place; None goes on with the generators as they are."""
+    def reset(self, seed: int | None, observation: NDArray[np.generic], extra: NDArray[np.float32]) -> None:
+        """Open a new episode and write what is seen first, picture and numbers, in place.
 
-    def step(self, action: int, observation: NDArray[np.generic]) -> Outcome:
-        """Play one agent step and write the new observation in place."""
+        Without a seed the generators go on as they are.
+        """
+
+    def step(self, action: int, observation: NDArray[np.generic], extra: NDArray[np.float32]) -> Outcome:
+        """Play one agent step and write what is seen then in place.
+
+        Raises:
+            GameLost: the game's engine died.
+        """
 
     def record(self) -> None:
         """From now on keep the emulator frames of each step for `last_frames`."""
@@ -169,6 +211,8 @@ class Envs(Protocol):
 
     description: GameDescription
     num_envs: int
+    tasks: tuple[str, ...]  # (N,) what each slot plays; one id for all but where a run is spread over several games
+    lost_games: int  # games that were cut short by a worker's death
     groups: tuple[slice, ...]  # the slots of each group
     seeds: NDArray[np.int64]  # (N,) the seed that each slot's running game was opened with; -1 where it was not reseeded
 

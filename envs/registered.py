@@ -11,11 +11,13 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 
-from envs.contract import GameDescription, GameProtocol, InputError, Outcome, ProtocolOptions
+from envs.contract import GameDescription, GameProtocol, InputError, Outcome, ProtocolOptions, refuse_options
 
 
 class RegisteredGame:
     """One environment made by `gymnasium.make`."""
+
+    one_a_process = False
 
     @staticmethod
     def options_of(_env_id: str) -> ProtocolOptions:
@@ -28,10 +30,7 @@ class RegisteredGame:
         Raises:
             InputError: the spaces do not fit, or a flag is given that only Atari games have.
         """
-        if options != ProtocolOptions():
-            raise InputError(
-                f"{env_id}: --sticky, --frame-skip, --full-action-space, --noop-max and --max-episode-frames are for Atari ids"
-            )
+        refuse_options(env_id, options, ())
         self._env = _make(env_id)
         self._image = _is_image(env_id, self._env)
         actions = self._env.action_space
@@ -46,6 +45,7 @@ class RegisteredGame:
             observation_shape=shape,
             observation_dtype="uint8" if self._image else "float32",
             extra_size=0,
+            num_tokens=0,
             action_names=tuple(str(self._first_action + action) for action in range(int(actions.n))),
             screen_shape=self._screen_shape(),
             frames_per_second=float(self._env.metadata.get("render_fps") or 30),
@@ -66,13 +66,13 @@ class RegisteredGame:
     def _write(self, value: Any, observation: NDArray[np.generic]) -> None:
         observation[...] = np.moveaxis(value, -1, 0) if self._image else value
 
-    def reset(self, seed: int | None, observation: NDArray[np.generic]) -> None:
+    def reset(self, seed: int | None, observation: NDArray[np.generic], extra: NDArray[np.float32]) -> None:
         """Open an episode."""
         self._frames.clear()
         value, _ = self._env.reset(seed=seed)
         self._write(value, observation)
 
-    def step(self, action: int, observation: NDArray[np.generic]) -> Outcome:
+    def step(self, action: int, observation: NDArray[np.generic], extra: NDArray[np.float32]) -> Outcome:
         """Play one step; an environment of this family counts one emulator frame a step."""
         value, reward, terminated, truncated, _ = self._env.step(self._first_action + action)
         self._write(value, observation)

@@ -48,6 +48,11 @@ def game_class(env_id: str) -> type[Game]:
     return kind
 
 
+def tasks_of(env_id: str, num_envs: int) -> tuple[str, ...]:
+    """What each slot plays: the id itself, or by turns the games that it stands for."""
+    return (env_id,) * num_envs
+
+
 def make_game(env_id: str, options: ProtocolOptions) -> Game:
     """Make one game of any family.
 

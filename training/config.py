@@ -46,6 +46,18 @@ def parse_skip(text: str) -> tuple[int, int]:
     return int(fewest), int(most)
 
 
+def parse_image_size(text: str) -> tuple[int, int]:
+    """Height and width from `72x128`.
+
+    Raises:
+        ValueError: the text is no such pair, or a side is not 16 to 512.
+    """
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal() and all(16 <= int(side) <= 512 for side in (height, width))):
+        raise ValueError(f"{text!r} is no image size; write height x width, as in 72x128 (16 to 512 each)")
+    return int(height), int(width)
+
+
 def _show_skip(skip: tuple[int, int]) -> str:
     return str(skip[0]) if skip[0] == skip[1] else f"{skip[0]}-{skip[1]}"
 
@@ -68,6 +80,16 @@ FrameSkip = Annotated[
         instance_from_str=lambda texts: parse_skip(texts[0]),
         is_instance=lambda value: isinstance(value, tuple),
         str_from_instance=lambda value: [_show_skip(value)],
+    ),
+]
+ImageSize = Annotated[
+    tuple[int, int],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="HxW",
+        instance_from_str=lambda texts: parse_image_size(texts[0]),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: ["x".join(map(str, value))],
     ),
 ]
 
@@ -103,11 +125,18 @@ class RunConfig(Generic[AgentConfig]):
     """Open each game with up to this many frames of doing nothing, 0 for none."""
     max_episode_frames: Count | None = None
     """Emulator frames after which a game is cut off; `<Game>-v0` ids have 10000 agent steps instead."""
+    image_size: ImageSize | None = None
+    """Height and width of the picture that the agent sees in a 3D world, in pixels, as in 72x128."""
+    game_variables: bool = False
+    """Show the agent the game's own numbers (health, ammunition) beside the picture, where it has such."""
+    lab_actions: Literal[9, 15] | None = None
+    """Size of DeepMind Lab's action set: 9 as in IMPALA, 15 as in PopArt and R2D2."""
 
     @property
     def protocol_options(self) -> ProtocolOptions:
         """The flags that change the game's rules."""
-        return ProtocolOptions(**{field.name: getattr(self, field.name) for field in dataclasses.fields(ProtocolOptions)})
+        names = {field.name for field in dataclasses.fields(ProtocolOptions)} - {"held_out"}
+        return ProtocolOptions(**{name: getattr(self, name) for name in names})
 
     def check(self) -> None:
         """Refuse what cannot be run.
@@ -207,8 +236,8 @@ def load_config(path: Path) -> tuple[str, RunConfig[Any], Plan]:
         algorithm = content["algorithm"]
         agent = agents.ALGORITHMS[algorithm].config(**content["agent"])
         run = content["run"]
-        skip = run["frame_skip"]
-        run |= {"run_dir": Path(run["run_dir"]), "frame_skip": None if skip is None else (skip[0], skip[1])}
+        run = {name: tuple(value) if isinstance(value, list) else value for name, value in run.items()}
+        run["run_dir"] = Path(run["run_dir"])
         return algorithm, RunConfig(agent=agent, **run), Plan(**content["plan"])
     except FileNotFoundError as error:
         raise InputError(f"{path.parent} is not a run: it has no config.json") from error

@@ -89,7 +89,8 @@ def _groups(num_envs: int, num_groups: int) -> tuple[slice, ...]:
 
 def _open_envs(config: RunConfig[Any], plan: Plan) -> WorkerEnvs:
     options = config.protocol_options
-    return WorkerEnvs(config.env, config.agent.num_envs, options=options, num_groups=plan.groups, num_workers=plan.workers)
+    num_envs = config.agent.num_envs
+    return WorkerEnvs(config.env, num_envs, options=options, num_groups=plan.groups, num_workers=plan.workers, restart=True)
 
 
 def _begin(config: RunConfig[Any], envs: WorkerEnvs, agent: Agent, saved: Path | None = None) -> Run:

@@ -47,6 +47,7 @@ def describe(shape: tuple[int, ...] = (3,), dtype: str = "float32", actions: int
         observation_shape=shape,
         observation_dtype=dtype,
         extra_size=0,
+        num_tokens=0,
         action_names=tuple(map(str, range(actions))),
         screen_shape=None,
         frames_per_second=60.0,
@@ -179,7 +180,7 @@ class Games:
             frames=np.zeros(num_envs, np.int32),
         )
         for slot, game in enumerate(self.games):
-            game.reset(slot, self.step.observation[slot])
+            game.reset(slot, self.step.observation[slot], self.step.extra[slot])
 
     def recv(self, group: int) -> TimeStep:
         return self.step
@@ -190,9 +191,9 @@ class Games:
         for slot, game in enumerate(self.games):
             outcome = (0.0, False, False, False, 0)
             if over[slot]:
-                game.reset(None, step.observation[slot])
+                game.reset(None, step.observation[slot], step.extra[slot])
             else:
-                outcome = game.step(int(actions[slot]), step.observation[slot])
+                outcome = game.step(int(actions[slot]), step.observation[slot], step.extra[slot])
             step.reward[slot], step.terminated[slot], step.truncated[slot], step.life_lost[slot], step.frames[slot] = outcome
         step.is_first[:] = over
 

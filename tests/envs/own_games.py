@@ -9,6 +9,8 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
+from envs.contract import GameLost
+
 
 class Squares(gymnasium.Env[np.ndarray, int]):
     """A picture that says which game it is of, which step, and which action led to it.
@@ -87,5 +89,32 @@ class Stuck(Squares):
         return super().step(action)
 
 
-for kind in (Squares, Unseen, Failing, Refused, Stuck):
+class Lost(Squares):
+    """Its engine dies in the third step of a game with an odd name."""
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        if self.step_count == 2 and self.name % 2:
+            raise GameLost("the engine is gone")
+        return super().step(action)
+
+
+class Doomed(Squares):
+    """Takes its process with it in every second step."""
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        if self.step_count == 1:
+            os._exit(7)
+        return super().step(action)
+
+
+class Unborn(Squares):
+    """Takes its process with it when it opens its first game, but for the one that is only drawn to see how large it is."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        if seed:
+            os._exit(7)
+        return super().reset(seed=seed)
+
+
+for kind in (Squares, Unseen, Failing, Refused, Stuck, Lost, Doomed, Unborn):
     gymnasium.register(f"{kind.__name__}-v0", f"tests.envs.own_games:{kind.__name__}", disable_env_checker=True)

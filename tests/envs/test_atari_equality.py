@@ -129,6 +129,9 @@ class Vector:
         return [Step(*fields) for fields in zip(pictures, rewards, terminated, truncated, lost, passed, first, strict=True)]
 
 
+NO_NUMBERS = np.zeros(0, np.float32)
+
+
 class Ours:
     """One of our games without a vector, as a reference plays its own."""
 
@@ -141,9 +144,9 @@ class Ours:
         observation = np.zeros(self.game.description.observation_shape, np.uint8)
         if self.over:
             self.over = False
-            self.game.reset(next(self.seeds, None), observation)
+            self.game.reset(next(self.seeds, None), observation, NO_NUMBERS)
             return Step(observation)
-        outcome = self.game.step(action, observation)
+        outcome = self.game.step(action, observation, NO_NUMBERS)
         self.over = outcome.terminated or outcome.truncated
         return Step(observation, *outcome, is_first=False)
 

@@ -111,12 +111,13 @@ class ByHand:
         """Observation, outcome, and whether it opened a game."""
         game = self.game.description
         observation = np.zeros(game.observation_shape, game.observation_dtype)
+        extra = np.zeros(game.extra_size, np.float32)
         if is_first := self.over:
             self.seed = next(self.seeds, -1)
-            self.game.reset(None if self.seed == -1 else self.seed, observation)
+            self.game.reset(None if self.seed == -1 else self.seed, observation, extra)
             outcome = Outcome(0.0, False, False, False, 0)
         else:
-            outcome = self.game.step(action, observation)
+            outcome = self.game.step(action, observation, extra)
         self.over = outcome.terminated or outcome.truncated
         return observation, outcome, is_first
 
@@ -303,7 +304,7 @@ def test_refusals_come_through_workers(monkeypatch, tmp_path, capfd):
 
 @pytest.mark.parametrize("options", [ProtocolOptions(sticky=0.0), ProtocolOptions(full_action_space=True)])
 def test_atari_flags_are_refused_elsewhere(options):
-    with pytest.raises(InputError, match=r"--sticky.*for Atari"):
+    with pytest.raises(InputError, match=r"CartPole-v1: --(sticky|full-action-space) cannot change it; flags that can: none"):
         registry.make_game("CartPole-v1", options)
 
 

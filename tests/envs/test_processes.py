@@ -168,6 +168,100 @@ def test_a_worker_that_does_not_end_is_ended():
     assert not alive(worker)
 
 
+def test_a_killed_worker_is_started_anew_and_loses_its_games_alone():
+    """Two groups, two workers: slots 0 and 2 are the first one's. The second one's games go on as if nothing had happened."""
+    nothing = np.zeros(2, int)
+    with WorkerEnvs(SQUARES, 4, num_workers=2, num_groups=2, restart=True) as envs:
+        envs.reset([[11], [12], [13], [14]])
+        for group in (0, 1):
+            envs.recv(group)
+            envs.send(nothing, group)
+        first, second = children(os.getpid())
+        envs.recv(0)  # group 0 has been received; group 1 is on its way, or done and not received
+        os.kill(first, signal.SIGKILL)
+        assert soon(lambda: not alive(first))
+        opened = {0: 0, 1: 0}  # games opened after the kill, in the killed worker's slot of each group
+        for steps in (2, 3):
+            envs.send(nothing, 0)
+            for group in (1, 0):
+                step = envs.recv(group)
+                opened[group] += step.is_first[0]
+                assert not step.is_first[1] and step.observation[1, 1, 0, 1] == (steps if group == 0 else steps - 1)
+                if step.is_first[0]:
+                    assert step.reward[0] == step.frames[0] == step.observation[0, 1, 0, 1] == 0
+            envs.send(nothing, 1)
+        assert opened == {0: 1, 1: 1} and envs.lost_games == 2
+        assert envs.seeds[[1, 3]].tolist() == [12, 14] and not {11, 13, -1} & set(envs.seeds.tolist())
+        assert alive(second) and second in children(os.getpid())
+
+
+@pytest.mark.parametrize("manner", ["hangs", "loses its game's engine"])
+def test_a_worker_is_started_anew_when_it(manner):
+    env_id = "tests.envs.own_games:Stuck-v0" if manner == "hangs" else "tests.envs.own_games:Lost-v0"
+    with WorkerEnvs(env_id, 3, num_workers=1, restart=True, hang_seconds=1.5) as envs:
+        envs.reset([[1], [2], [3]])
+        lost = [envs.lost_games for _ in range(4) if envs.recv(0) and not envs.send(np.zeros(3, int), 0)]
+        assert lost[:2] == [0, 0] and envs.recv(0) and envs.lost_games >= 3
+
+
+def test_without_leave_to_start_anew_a_hanging_worker_is_an_error():
+    with WorkerEnvs("tests.envs.own_games:Stuck-v0", 1, hang_seconds=0.5) as envs:
+        envs.reset([[1]])
+        for _ in range(2):
+            envs.recv(0)
+            envs.send(np.zeros(1, int), 0)
+        with pytest.raises(WorkerError, match=r"has not answered for 0\.5 seconds"):
+            envs.recv(0)
+
+
+def test_a_worker_that_dies_now_and_then_is_started_anew_each_time():
+    with WorkerEnvs("tests.envs.own_games:Doomed-v0", 2, num_workers=1, restart=True) as envs:
+        envs.reset([[1], [2]])
+        for lost in (0, 0, 2, 2, 4, 4, 6, 6, 8, 8):
+            envs.recv(0)
+            assert envs.lost_games == lost
+            envs.send(np.zeros(2, int), 0)
+
+
+def test_a_worker_that_dies_again_and_again_is_an_error():
+    with WorkerEnvs("tests.envs.own_games:Unborn-v0", 2, num_workers=1, restart=True) as envs:
+        envs.reset([[1], [2]])
+        with pytest.raises(WorkerError, match="exit status 7; so it did 3 times in a row"):
+            envs.recv(0)
+
+
+def kills(count: int) -> None:
+    """Kill workers at random while they play; everything has to stay as it is."""
+    rng = np.random.default_rng(3)
+    with WorkerEnvs(SQUARES, 4, num_workers=2, num_groups=2, restart=True) as envs:
+        envs.reset([[1], [2], [3], [4]])
+        held = None
+        for kill in range(count):
+            for group in (0, 1) * int(rng.integers(1, 4)):
+                step = envs.recv(group)
+                assert not (step.is_first & (step.terminated | step.truncated | (step.reward != 0))).any()
+                envs.send(np.zeros(2, int), group)
+            os.kill(rng.choice(children(os.getpid())), signal.SIGKILL)
+            if kill == 2:
+                held = len(os.listdir("/proc/self/fd"))
+        assert held in (None, len(os.listdir("/proc/self/fd")))
+        for group in (0, 1, 0, 1):  # a step that was done before the kill still counts
+            envs.recv(group)
+            envs.send(np.zeros(2, int), group)
+        assert envs.lost_games == 2 * count
+        assert len(children(os.getpid())) == 2
+
+
+def test_workers_killed_at_random_leave_nothing_behind():
+    kills(8)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_thousand_kills_leave_nothing_behind():
+    kills(1000)
+
+
 def test_no_file_descriptors_leak():
     """Over ten vectors that play and ten that are refused."""
 

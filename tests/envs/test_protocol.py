@@ -124,8 +124,9 @@ def test_every_flag_changes_its_rule_alone(env_id, options, changed):
 def frames_of(env_id: str, options: ProtocolOptions, steps: int = 60) -> list[int]:
     game = AtariGame(env_id, options)
     observation = np.zeros(game.description.observation_shape, np.uint8)
-    game.reset(1, observation)
-    return [game.step(0, observation).frames for _ in range(steps)]
+    extra = np.zeros(0, np.float32)
+    game.reset(1, observation, extra)
+    return [game.step(0, observation, extra).frames for _ in range(steps)]
 
 
 def test_frame_skip_is_played():
