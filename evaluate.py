@@ -34,14 +34,15 @@ class Options:
 
 def main(args: Sequence[str]) -> int:
     """Run a command line; returns the exit code."""
-    from envs.contract import InputError
-
     try:
-        return _evaluate(args)
-    except InputError as error:
-        print(f"evaluate.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
+        from envs.contract import InputError
+
+        try:
+            return _evaluate(args)
+        except InputError as error:
+            print(f"evaluate.py: {error}", file=sys.stderr)
+            return 2
+    except KeyboardInterrupt:  # while the imports run, too, which take seconds
         return 130
 
 

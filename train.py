@@ -19,18 +19,19 @@ usage: python train.py {{{algorithms}}} --env ID [flags]    train a new agent
 
 def main(args: Sequence[str]) -> int:
     """Run a command line; returns the exit code."""
-    from envs.contract import InputError
-    from training.loop import Stopped
-
     try:
-        return _run(args)
-    except InputError as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 2
-    except Stopped as stop:
-        print(f"train.py: {stop}", file=sys.stderr)
-        return stop.exit_code
-    except KeyboardInterrupt:
+        from envs.contract import InputError
+        from training.loop import Stopped
+
+        try:
+            return _run(args)
+        except InputError as error:
+            print(f"train.py: {error}", file=sys.stderr)
+            return 2
+        except Stopped as stop:
+            print(f"train.py: {stop}", file=sys.stderr)
+            return stop.exit_code
+    except KeyboardInterrupt:  # while the imports run, too, which take seconds
         return 130
 
 
@@ -59,13 +60,15 @@ def _train(algorithm: str, args: Sequence[str]) -> int:
 
     from agents.registry import ALGORITHMS
     from envs import registry
+    from envs.contract import RULE_FLAGS
     from training import command_line, presets, start
     from training.config import RunConfig, default_run_dir
 
     env = command_line.flag(args, "--env")
     rules: dict[str, Any] = {}
     if env is not None:
-        rules = dataclasses.asdict(registry.game_class(env).options_of(env))
+        options = registry.game_class(env).options_of(env)
+        rules = {name: getattr(options, name) for name in RULE_FLAGS}
     preset = presets.preset(algorithm, env or "")
     kind = RunConfig[ALGORITHMS[algorithm].config]
     default = RunConfig(env=tyro.MISSING if env is None else env, agent=preset, **rules)
@@ -77,12 +80,20 @@ def _train(algorithm: str, args: Sequence[str]) -> int:
 
 
 def _resume(args: Sequence[str]) -> int:
+    from agents.registry import ALGORITHMS
     from envs.contract import InputError
     from training import start
 
+    if list(args) in (["-h"], ["--help"]):
+        print(USAGE.format(algorithms="|".join(ALGORITHMS)))
+        return 0
     if len(args) != 1:
         raise InputError("resume: expected one run directory, as in `python train.py resume runs/Bowling-ram-v0-ppo-s1`")
-    return _finish(start.old_run(Path(args[0])))
+    run_dir = Path(args[0])
+    if start.finished(run_dir):
+        print(f"{run_dir} is finished; `python evaluate.py {run_dir}` measures it", file=sys.stderr)
+        return 0
+    return _finish(start.old_run(run_dir))
 
 
 def _finish(run: "Run") -> int:
@@ -92,13 +103,11 @@ def _finish(run: "Run") -> int:
 
     console = Console(stderr=True)
     with run:
-        if run.agent.frames >= run.total_frames:
-            console.print(f"{run.run_dir} is finished: {run.agent.frames:,} frames", highlight=False)
-            return 0
         display = Display(run.total_frames, console)
         console.print(f"{run.run_dir}: {run.agent.frames:,} of {run.total_frames:,} frames", highlight=False)
         with display.running(run.agent.frames):
             run.train(display.show)
+    console.print(f"{run.run_dir} is trained; `python evaluate.py {run.run_dir}` measures it", highlight=False)
     return 0
 
 

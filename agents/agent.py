@@ -56,7 +56,10 @@ class Agent(Protocol):
         """Choose actions for a group: (slots,)."""
 
     def observe(self, timestep: TimeStep, slots: slice) -> dict[str, float] | None:
-        """Take in a group's step, and learn if it is time to; returns metrics where an update was made."""
+        """Take in a group's step, and learn if it is time to.
+
+        Returns metrics where there are some, which is also a good moment for a checkpoint: at the end of a rollout, say.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides what comes next: nested dicts of tensors and JSON values."""

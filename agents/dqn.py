@@ -32,7 +32,7 @@ from agents.player import NetworkPlayer
 from agents.replay import Replay, Transitions
 from agents.schedules import linear
 from agents.torch_setup import autocast, restore_optimizer
-from envs.contract import GameDescription, TimeStep
+from envs.contract import GameDescription, InputError, TimeStep
 
 _REPORT_UPDATES = 50  # updates between two rows of metrics
 PLAY_EPSILON = 0.001  # share of random actions of a frozen agent
@@ -124,7 +124,7 @@ class DQN:
         """Build the networks, the optimiser and replay.
 
         Raises:
-            InputError: replay does not fit into memory.
+            InputError: replay does not fit into memory, or the run is shorter than `n_step`.
         """
         self.config, self.setting = config, setting
         self.frames = self.steps = self.updates = 0
@@ -136,8 +136,13 @@ class DQN:
         self.generator = torch.Generator().manual_seed(setting.seed)
         self.rewards = RewardTransform(config.reward, config.reward_scale, config.discount, setting.num_envs)
         steps = math.ceil(setting.total_frames / np.mean(game.protocol.frame_skip))  # that the run will fill, about
+        if steps <= config.n_step * setting.num_envs:
+            raise InputError(
+                f"--n-step {config.n_step}: the run has only {steps // setting.num_envs} steps a game; take more --total-frames"
+            )
         dtype = getattr(torch, game.observation_dtype)
-        self.replay = Replay(min(config.capacity, steps), setting.num_envs, config.frame_stack, game.observation_shape, dtype)
+        capacity, shape = min(config.capacity, steps), game.observation_shape
+        self.replay = Replay(capacity, setting.num_envs, config.frame_stack, shape, dtype, config.n_step)
         self._times = {group.start: -1 for group in setting.groups}  # each group's newest step
         self._slots = torch.arange(setting.num_envs)
         self._credit = 0  # agent steps that no update has used up yet
@@ -188,11 +193,12 @@ class DQN:
             self._note_outcome(t, timestep, slots)
         t = self._times[slots.start] = t + 1
         self.replay.put_frame(t, slots, torch.from_numpy(timestep.observation), torch.from_numpy(timestep.is_first))
-        if self.frames - self._empty_frames >= self.start_frames:
+        filling = self.frames - self._empty_frames < self.start_frames
+        if not filling:
             self._credit += played
             self._learn()
         over = self.frames >= self.setting.total_frames
-        return self._report() if over or len(self._losses) >= _REPORT_UPDATES else None
+        return self._report() if over or filling or len(self._losses) >= _REPORT_UPDATES else None
 
     def _note_outcome(self, t: int, timestep: TimeStep, slots: slice) -> None:
         terminated = timestep.terminated | timestep.life_lost if self.config.end_on_life_loss else timestep.terminated
@@ -256,6 +262,7 @@ class DQN:
         self._credit, self._target_frames = counters["credit"], counters["target_frames"]
         self._times = dict.fromkeys(self._times, -1)
         self._empty_frames = self.frames
+        self._losses.clear()
 
 
 def frozen_player(

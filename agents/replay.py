@@ -33,14 +33,18 @@ class Transitions(NamedTuple):
 class Replay:
     """The last `capacity` steps of N environments, in CPU memory."""
 
-    def __init__(self, capacity: int, num_envs: int, depth: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    def __init__(
+        self, capacity: int, num_envs: int, depth: int, shape: tuple[int, ...], dtype: torch.dtype, n_step: int = 1
+    ) -> None:
         """Lay out the memory (the system gives a frame its place when it is first written).
+
+        It holds at least one stack with its window of `n_step` rewards, whatever the capacity.
 
         Raises:
             InputError: it would need more memory than is free.
         """
         self.num_envs, self.depth = num_envs, depth
-        self.rows = max(-(-capacity // num_envs), depth + 2)
+        self.rows = max(-(-capacity // num_envs), depth + n_step + 1)
         check_memory(self.rows * num_envs, bytes_per_step(shape, dtype))
         self.frames = torch.empty((self.rows, num_envs, *shape), dtype=dtype)
         self.rewards = torch.zeros((self.rows, num_envs))

@@ -12,7 +12,7 @@ a new episode. So each observation appears exactly once and in order:
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -126,13 +126,16 @@ class ProtocolOptions:
     """Play the levels that training never plays, where a game has such; evaluation asks for them."""
 
 
+RULE_FLAGS = tuple(field.name for field in fields(ProtocolOptions) if field.name != "held_out")  # those that users set
+
+
 def refuse_options(env_id: str, options: ProtocolOptions, known: Collection[str]) -> None:
     """Refuse flags that a family of games does not have.
 
     Raises:
         InputError: a flag is given that is not among `known`, names of fields of `ProtocolOptions`.
     """
-    given = [name for name, value in asdict(options).items() if value is not None and value is not False and name != "held_out"]
+    given = [name for name in RULE_FLAGS if getattr(options, name) is not None and getattr(options, name) is not False]
     foreign = [f"--{name.replace('_', '-')}" for name in given if name not in known]
     if foreign:
         own = " and ".join(f"--{name.replace('_', '-')}" for name in known) or "none"

@@ -26,6 +26,8 @@ def family_of(env_id: str) -> str:
     module, _, name = env_id.rpartition(":")
     if module in ("ale_py", "gymnasium") and atari.rom_of(name) is not None:
         raise InputError(f"{env_id!r}: this game is known without its module; write {name}")
+    if module in ("random", "script"):
+        raise InputError(f"{env_id!r} is a player for evaluate.py, not an environment; write {name}")
     if ":" in env_id or env_id in gymnasium.registry:
         return "registered"
     raise InputError(f"unknown environment {env_id!r}; {_nearest(env_id, [*atari.ids(), *gymnasium.registry])}")

@@ -283,7 +283,7 @@ class _WorkerProcess(_Channel):
         reply_end, replies = os.pipe()
         paths = [str(Path(__file__).parent.parent), *filter(None, sys.path), os.getcwd()]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "envs.workers", str(memory), str(commands), str(replies)],
+            [sys.executable, "-P", "-m", "envs.workers", str(memory), str(commands), str(replies)],
             pass_fds=(memory, commands, replies),
             stdin=subprocess.DEVNULL,
             env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))},

@@ -2,13 +2,16 @@
 
 import dataclasses
 import glob
+import os
 import re
+import time
 from collections.abc import Container, Sequence
 from itertools import chain, count
 from pathlib import Path
 
 from rich.console import Console
 
+from agents.torch_setup import pick_device
 from envs.contract import InputError
 from evaluation import report, subjects, tables
 from evaluation.rules import Score
@@ -38,6 +41,7 @@ def find_all(runs: Sequence[str], policy: str | None, device: str) -> list[Subje
 
     Random play and scripts follow the rules of the first agent that plays the same game.
     """
+    pick_device(device)  # refused before anything is played
     found = [subject for run in dict.fromkeys(runs) for subject in subjects.find(run, policy=policy, device=device)]
     rules = {subject.env: subject.options for subject in reversed(found) if subject.algorithm not in UNLEARNED}
     named: dict[str, Subject] = {}
@@ -71,17 +75,25 @@ def run(
     console: Console,
 ) -> list[Score]:
     """Measure, write `scores.json`, `report.html` and videos below `out`, and print the tables."""
-    scores: list[Score] = []
+    asked: list[Score] = []
+    blind: list[Score] = []
     recorded: dict[str, list[Path]] = {}
-    out.mkdir(parents=True, exist_ok=True)
+    _check_place(out)
     for subject in found:
         console.print(f"{subject.name}: {len(games)} games", highlight=False)
-        _remove_videos(out, subject)
+        started = time.time_ns()
         paths = [out / f"{subject.name}-game{game}.mp4" for game in games[:videos]]
-        measured, blind = _measure(subject, games, seed, paths, blind_games)
-        scores += [measured, *blind]
-        recorded[subject.name] = [path for path in paths if path.exists()]
-    scores = _each_once(scores)
+        score, episodes = evaluate(subject, games, seed, paths)
+        if subject.algorithm not in UNLEARNED and blind_games:
+            console.print(f"{subject.name}: {blind_games} games of each player that never looks", highlight=False)
+            unseeing = blind_scores(subject, episodes, seed, blind_games)
+            score = {**score, "blind_note": blind_note(score, unseeing)}
+            blind += unseeing
+        asked.append(score)
+        recorded[subject.name] = [path for path in paths if path.exists() and path.stat().st_mtime_ns >= started]
+        _remove_videos(out, subject, keep=recorded[subject.name])
+    out.mkdir(parents=True, exist_ok=True)
+    scores = _each_once([*asked, *blind])
     write_json(out / "scores.json", scores)
     curves = {subject.name: metrics.read(subject.metrics) for subject in found if subject.metrics}
     report.write_report(out / "report.html", scores, curves, recorded, command)
@@ -102,16 +114,16 @@ def _each_once(scores: Sequence[Score]) -> list[Score]:
     return list(named.values())
 
 
-def _remove_videos(out: Path, subject: Subject) -> None:
-    """Take away what an earlier evaluation of the same subject recorded here."""
+def _check_place(out: Path) -> None:
+    """Refuse a directory that could not be made, before anything is played; it is made when there is something to write."""
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise InputError(f"--out {out} cannot be made: {there} is no directory that can be written to")
+
+
+def _remove_videos(out: Path, subject: Subject, keep: Container[Path]) -> None:
+    """Take away what an earlier evaluation of the same subject recorded here and this one did not replace."""
     for path in out.glob(f"{glob.escape(subject.name)}-game*"):
-        if re.fullmatch(r"-game\d+(\.partial)?\.(mp4|json)", path.name.removeprefix(subject.name)):
+        ours = re.fullmatch(r"-game\d+(\.partial)?\.(mp4|json)", path.name.removeprefix(subject.name))
+        if ours and path.with_suffix(".mp4") not in keep:
             path.unlink()
-
-
-def _measure(subject: Subject, games: range, seed: int, videos: list[Path], blind_games: int) -> tuple[Score, list[Score]]:
-    score, episodes = evaluate(subject, games, seed, videos)
-    if subject.algorithm in UNLEARNED or not blind_games:
-        return score, []
-    blind = blind_scores(subject, episodes, seed, blind_games)
-    return {**score, "blind_note": blind_note(score, blind)}, blind

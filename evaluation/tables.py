@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -25,14 +26,19 @@ def show(scores: Sequence[Score], console: Console) -> None:
 
 
 def _measured(scores: Sequence[Score]) -> Table:
-    table = Table()
+    table = Table(box=box.SIMPLE)
     table.add_column("played by", overflow="fold", min_width=20)
-    for name in ("mean (95 % interval)", "median", "IQM", "human", "games"):
+    for name in ("mean (95 % interval)", "median", "human", "games"):
         table.add_column(name, justify="right", no_wrap=True)
     for score in scores:
         human = score["human_normalized"]
-        cells = [f"{score['mean']:.1f}{_interval(score['ci95'])}", f"{score['median']:.1f}", f"{score['iqm']:.1f}"]
-        table.add_row(score["run"], *cells, "-" if human is None else f"{human:.0%}", f"{len(score['episodes'])}")
+        cells = [f"{score['mean']:.1f}{_interval(score['ci95'])}", f"{score['median']:.1f}"]
+        table.add_row(
+            score["run"].removesuffix(f"-{score['env']}"),
+            *cells,
+            "-" if human is None else f"{human:.0%}",
+            f"{len(score['episodes'])}",
+        )
     return table
 
 
@@ -54,8 +60,8 @@ def _notes(scores: Sequence[Score]) -> list[str]:
 def _published(rows: Sequence[dict[str, Any]], comparable: bool) -> Table:
     title = "Others, under the same rules" if comparable else "Others, under other rules: not comparable"
     style = "" if comparable else "dim"
-    table = Table(title=title, title_justify="left", title_style="bold", style=style)
-    table.add_column("published", no_wrap=True, min_width=24, max_width=30, style=style)
+    table = Table(box=box.SIMPLE, title=title, title_justify="left", title_style="bold", style=style)
+    table.add_column("published", no_wrap=True, min_width=18, max_width=24, style=style)
     table.add_column("score", justify="right", no_wrap=True, min_width=9, style=style)
     table.add_column("source" if comparable else "differs in", no_wrap=True, overflow="ellipsis", style=style)
     for row in rows[:MOST_ROWS]:

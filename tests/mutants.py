@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,7 +30,8 @@ COPIED = (
     "README.md",
     "Makefile",
 )
-SECONDS = 120  # a test that hangs for so long has failed
+LONGER = 5  # times the unbroken tests' time: a test that takes so long hangs, and has failed
+LEAST_SECONDS = 60.0
 
 
 class Mutant(NamedTuple):
@@ -60,14 +62,14 @@ def copy_tree(target: Path) -> None:
         shutil.copytree(source, target / name, ignore=ignored) if source.is_dir() else shutil.copy(source, target / name)
 
 
-def run_tests(tree: Path, tests: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def run_tests(tree: Path, tests: Sequence[str], seconds: float | None = None) -> subprocess.CompletedProcess[str]:
     """Run some tests of a copy until the first one fails."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]
-    return subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=SECONDS, check=False)
+    return subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=seconds, check=False)
 
 
-def try_mutant(file: str, old: str, new: str, tests: Sequence[str]) -> Result:
-    """Break one line in a copy of its own and run the tests that should see it."""
+def try_mutant(file: str, old: str, new: str, tests: Sequence[str], seconds: float) -> Result:
+    """Break one line in a copy of its own and run the tests that should see it, for so long at most."""
     with tempfile.TemporaryDirectory() as folder:
         copy_tree(Path(folder))
         path = Path(folder) / file
@@ -76,7 +78,7 @@ def try_mutant(file: str, old: str, new: str, tests: Sequence[str]) -> Result:
             return Result(False, f"the line stands {text.count(old)} times in {file}: mend the table")
         path.write_text(text.replace(old, new))
         try:
-            done = run_tests(Path(folder), tests)
+            done = run_tests(Path(folder), tests, seconds)
         except subprocess.TimeoutExpired:
             return Result(True, "hung")
         last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr[-300:]
@@ -89,12 +91,16 @@ def main(words: Sequence[str]) -> int:
     tests = sorted({test for mutant in chosen for test in mutant.tests})
     with tempfile.TemporaryDirectory() as folder:
         copy_tree(Path(folder))
+        started = time.monotonic()
         whole = run_tests(Path(folder), tests)
+        seconds = max(
+            LEAST_SECONDS, LONGER * (time.monotonic() - started) / max(1, len({test.split("::")[0] for test in tests}))
+        )
         if whole.returncode != 0:
             print(f"the tests fail without any mutant:\n{whole.stdout[-3000:]}")
             return 1
     with ThreadPoolExecutor(usable_cores()) as pool:
-        results = list(pool.map(lambda mutant: try_mutant(mutant.file, mutant.old, mutant.new, mutant.tests), chosen))
+        results = list(pool.map(lambda mutant: try_mutant(mutant.file, mutant.old, mutant.new, mutant.tests, seconds), chosen))
     for mutant, result in zip(chosen, results, strict=True):
         word, why = ("caught  ", "") if result.caught else ("SURVIVED", f": {result.said}")
         print(f"{word} {mutant.what} ({mutant.file}){why}")

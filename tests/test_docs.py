@@ -270,6 +270,7 @@ def nothing_runs(monkeypatch):
 
     monkeypatch.setattr(start, "new_run", accept)
     monkeypatch.setattr(start, "old_run", accept)
+    monkeypatch.setattr(start, "finished", lambda _: False)
     monkeypatch.setattr(session, "find_all", accept)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 
 import evaluate
 import train
@@ -118,6 +119,9 @@ BAD = {
     "an unknown id": (["random:Bowlin-v0"], "Bowling-v0"),
     "a game without scripts": (["script:CartPole-v1"], "no script"),
     "a misspelt flag": (["random:CartPole-v1", "--episode", "3"], "--episodes"),
+    "a device that is not there": (["random:CartPole-v1", "--device", "cuda"], "--device cpu"),
+    "a module that is not there": (["random:no.such.module:Id-v0"], "no.such"),
+    "a place that cannot be": (["random:CartPole-v1", "--out", "/dev/null/x"], "cannot be made"),
     "a policy that is none": (["random:CartPole-v1", "--policy", "best"], "best"),
 }
 
@@ -128,6 +132,8 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_created(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     args, said = BAD[case]
+    if "cuda" in args and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
     assert evaluate.main(args) == 2
     err = capsys.readouterr().err
     assert said in err
@@ -135,14 +141,32 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_created(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_was_asked_for_is_not_replaced_by_what_comes_with_it(trained: Path, tmp_path: Path) -> None:
-    args = ["script:Bowling-ram-v0", str(trained), "--episodes", "1", "--videos", "0", "--blind-games", "2"]
+@pytest.mark.parametrize("agent_first", [True, False])
+def test_what_was_asked_for_is_not_replaced_by_what_comes_with_it(agent_first: bool, trained: Path, tmp_path: Path) -> None:
+    asked = [str(trained), "script:Bowling-ram-v0"] if agent_first else ["script:Bowling-ram-v0", str(trained)]
+    args = [*asked, "--episodes", "1", "--videos", "0", "--blind-games", "2"]
     assert evaluate.main([*args, "--out", str(tmp_path)]) == 0
-    scores = json.loads((tmp_path / "scores.json").read_text())
-    names = ["script-A-Bowling-ram-v0", "script-B-Bowling-ram-v0", "bowler", "blind-bowler"]
-    assert [score["run"] for score in scores] == names
-    assert [len(score["episodes"]) for score in scores] == [1, 1, 1, 2]
-    assert all(score["protocol"] == scores[2]["protocol"] for score in scores)  # scripts follow the run's rules
+    scores = {score["run"]: score for score in json.loads((tmp_path / "scores.json").read_text())}
+    games = {"bowler": 1, "script-A-Bowling-ram-v0": 1, "script-B-Bowling-ram-v0": 1, "blind-bowler": 2}
+    assert {name: len(score["episodes"]) for name, score in scores.items()} == games
+    assert all(score["protocol"] == scores["bowler"]["protocol"] for score in scores.values())  # scripts follow the run's rules
+
+
+def test_an_evaluation_replaces_its_own_earlier_videos_and_no_others(trained: Path, tmp_path: Path) -> None:
+    """And only when it has new ones: a refused evaluation costs nothing."""
+    names = ["bowler-game0.mp4", "bowler-game0.json", "bowler-game1.mp4", "bowler-game7.partial.mp4"]
+    other = "another-game0.mp4"
+    for name in [*names, other]:
+        (tmp_path / name).touch()
+    args = [str(trained), "--episodes", "1", "--blind-games", "0", "--out", str(tmp_path)]
+    if not torch.cuda.is_available():
+        assert evaluate.main([*args, "--device", "cuda"]) == 2
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, other])
+    assert evaluate.main(args) == 0
+    left = {path.name for path in tmp_path.iterdir()} - {"scores.json", "report.html"}
+    assert left == {*names[:2], other} and (tmp_path / names[0]).stat().st_size > 1000
+    assert evaluate.main([*args, "--videos", "0"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} - {"scores.json", "report.html"} == {other}
 
 
 def test_a_foreign_directory_is_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,7 +43,8 @@ def test_a_run_leaves_what_the_contract_names(algorithm: str) -> None:
     saved = checkpoint.checkpoints(run_dir / "checkpoints")
     assert 600 <= int(saved[-1].name) < 800
     assert 2 <= len(saved) <= 4
-    losses = [row["loss/td" if algorithm == "dqn" else "loss/policy"] for row in rows_of(str(run_dir))]
+    loss = "loss/td" if algorithm == "dqn" else "loss/policy"
+    losses = [row[loss] for row in rows_of(str(run_dir)) if loss in row]  # while replay fills, there is none
     assert losses
     assert all(abs(loss) < 1e6 for loss in losses)
     assert rows_of(str(run_dir))[-1]["frames"] == int(saved[-1].name)
@@ -144,35 +145,78 @@ BAD = {
     "a known game by its module": (["ppo", "--env", "ale_py:ALE/Bowling-v5"], "write ALE/Bowling-v5"),
     "no CUDA device": (["ppo", "--env", "CartPole-v1", "--device", "cuda"], "--device cpu"),
     "games that do not divide": (["ppo", "--env", "CartPole-v1", "--num-envs", "0"], "--num-envs"),
+    "an id given twice": (["ppo", "--env", "CartPole-v1", "--env=Bowling-v0"], "--env is given 2 times"),
+    "a player for evaluation": (["ppo", "--env", "random:Berzerk-v0"], "write Berzerk-v0"),
+    "a seed beyond what fits": (["ppo", "--env", "CartPole-v1", "--seed", "18446744073709551616"], "--seed"),
+    "a directory that cannot be": (["ppo", "--env", "CartPole-v1", "--run-dir", "/dev/null/x"], "cannot be made"),
+    "an image size that is none": (["ppo", "--env", "CartPole-v1", "--image-size", "72"], "as in 72x128"),
+    "a window longer than the run": (["dqn", "--env", "CartPole-v1", "--total-frames", "6k", "--n-step", "1k"], "--n-step"),
     "an Atari flag elsewhere": (["ppo", "--env", "CartPole-v1", "--sticky", "0.5"], "--sticky"),
 }
 
 
+@pytest.mark.parametrize("boxes", ["utf-8", "ascii"])
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_exit_code_2_and_nothing_created(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_one_line_exit_code_2_and_nothing_created(
+    case: str, boxes: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     args, said = BAD[case]
+    monkeypatch.setattr("tyro._fmtlib._FORCE_UTF8_BOXES", boxes == "utf-8")  # else by the spelling of stdout's encoding
     if case == "no CUDA device" and __import__("torch").cuda.is_available():
         pytest.skip("there is a CUDA device")
     assert train.main(args) == 2
     err = capsys.readouterr().err
     assert said in err
     assert err.count("\n") == 1
+    assert len(err) < 400 and not re.search(r"--- |──|<function", err)
     assert "Traceback" not in err
     assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize("flags", [["--capacity", "1", "--n-step", "3"], ["--capacity", "8", "--frame-stack", "3"]])
+def test_dqn_learns_whatever_the_capacity(flags: list[str]) -> None:
+    assert train.main(["dqn", "--env", "CartPole-v1", *SMALL, *flags, "--run-dir", "run"]) == 0
+    assert any("loss/td" in row for row in rows_of("run"))
+
+
+def test_a_dqn_run_saves_while_replay_fills() -> None:
+    args = ["dqn", "--env", "CartPole-v1", "--total-frames", "6000", "--num-envs", "4", "--checkpoint-frames", "100"]
+    saved: list[int] = []
+    save = Run.save
+
+    def note(run: Run) -> Path:
+        saved.append(run.agent.frames)
+        return save(run)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "save", note)
+        assert train.main([*args, "--update-steps", "500", "--run-dir", "run"]) == 0
+    assert saved[:2] == [100, 200]  # learning starts at 300
+
+
+def test_checkpoints_come_at_multiples_of_their_period(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert train.main(["a2c", "--env", "CartPole-v1", *SMALL, "--run-dir", "run"]) == 0
+    names = [int(path.name) for path in checkpoint.checkpoints(Path("run/checkpoints"))]
+    assert len(names) == 3
+    assert all(low <= name < low + 25 for name, low in zip(names, (250, 500, 600), strict=True))
 
 
 def test_a_dqn_run_ends_even_if_no_update_was_due() -> None:
     args = ["dqn", "--env", "CartPole-v1", "--total-frames", "300", "--num-envs", "4", "--update-steps", "1M"]
     assert train.main([*args, "--run-dir", "run"]) == 0
-    assert [row["frames"] <= 304 for row in rows_of("run")] == [True]
-    assert list(rows_of("run")[0]) == ["frames", "steps", "policy/epsilon", *list(rows_of("run")[0])[3:]]
+    assert 300 <= rows_of("run")[-1]["frames"] <= 304
+    assert all(list(row)[:3] == ["frames", "steps", "policy/epsilon"] for row in rows_of("run"))
 
 
 def test_an_existing_run_is_never_overwritten(capsys: pytest.CaptureFixture[str]) -> None:
     Path("run").mkdir()
     assert train.main(["ppo", "--env", "CartPole-v1", "--run-dir", "run"]) == 2
-    assert "resume run" in capsys.readouterr().err
+    assert "run exists already and is not a run" in capsys.readouterr().err
     assert list(Path("run").iterdir()) == []
+    Path("run/config.json").touch()
+    assert train.main(["ppo", "--env", "CartPole-v1", "--run-dir", "run"]) == 2
+    assert "resume run" in capsys.readouterr().err
+    assert Path("run/config.json").read_text() == ""
 
 
 def test_help_shows_what_would_run(capsys: pytest.CaptureFixture[str]) -> None:

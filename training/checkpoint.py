@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from envs.contract import InputError
+from training.scores import WINDOW
 
 KEEP = 3  # newest checkpoints that are kept, beside the best
 _FILES = ("weights", "optimizer")  # top-level parts of a state that have a file of their own; other tensors share one
@@ -60,8 +61,9 @@ def unflatten(plain: Any, tensors: dict[str, Tensor]) -> Any:
 def save(directory: Path, frames: int, state: dict[str, Any]) -> Path:
     """Write one checkpoint below `directory` and return its path; one of the same frame is replaced."""
     target = directory / f"{frames:012d}"
+    for stale in directory.glob(".*"):  # of a run that was killed while it saved
+        shutil.rmtree(stale)
     aside = directory / f".writing-{target.name}"
-    shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     plain, tensors = flatten(state)
     for name in (*_FILES, "tensors"):
@@ -71,10 +73,13 @@ def save(directory: Path, frames: int, state: dict[str, Any]) -> Path:
     for file in sorted(aside.iterdir()):
         _sync(file)
     _sync(aside)
+    before = directory / f".before-{target.name}"
     if target.exists():
-        shutil.rmtree(target)
+        target.rename(before)  # not deleted yet: a kill costs nothing but between two renames
     aside.rename(target)
     _sync(directory)
+    _sync(directory.parent)
+    shutil.rmtree(before, ignore_errors=True)
     return target
 
 
@@ -117,18 +122,28 @@ def prune(directory: Path) -> None:
     """Keep the newest three and the one with the best mean score of its last training games."""
     kept = checkpoints(directory)
     scores = {path: _score(path) for path in kept}
-    best = max(kept, key=lambda path: (scores[path], path.name), default=None)
+    best = max(kept, key=lambda path: (*scores[path], path.name), default=None)
     for path in kept[:-KEEP]:
         if path != best:
             shutil.rmtree(path)
 
 
-def _score(checkpoint: Path) -> float:
-    """Mean score of a checkpoint's last training games; the lowest of all where it has none or cannot be read."""
+def _score(checkpoint: Path) -> tuple[bool, float]:
+    """Whether a checkpoint has the 100 games that a mean wants, and their mean; the lowest of all where it cannot be read."""
     try:
-        return float(json.loads((checkpoint / "state.json").read_text())["scores"]["mean_100"])
+        scores = json.loads((checkpoint / "state.json").read_text())["scores"]
+        return len(scores["last"]) == WINDOW, float(scores["mean_100"])
     except (OSError, ValueError, KeyError, TypeError):
-        return float("-inf")
+        return False, float("-inf")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all, after a loss of power too."""
+    aside = path.with_name(f".{path.name}.new")
+    aside.write_text(text)
+    _sync(aside)
+    aside.replace(path)
+    _sync(path.parent)
 
 
 def _file_of(path: str) -> str:

@@ -11,7 +11,8 @@ import tyro
 from envs.contract import InputError
 from training.config import parse_count
 
-_BOX = re.compile(r"[│╭╮╰╯]|─+[^─\n]*─*(?=╮)")
+_TITLE = re.compile(r"\A(╭─[^\n]*|\s*[^\n]*\n\s*-{10,}\s*\n)")  # the second where the terminal has no box-drawing characters
+_RULE = re.compile(r"│ ─+ │|\n\s*-{10,}\s*\n")
 
 _NUMBERS = tyro.constructors.ConstructorRegistry()
 
@@ -49,18 +50,21 @@ def parse(kind: Any, args: Sequence[str], *, prog: str, default: Any = None, des
 
 def _one_line(box: str) -> str:
     """The sense of tyro's box of text: what was wrong, and the nearest flag."""
-    blocks = re.split(r"│ ─+ │", box)
-    said = " ".join(_BOX.sub(" ", blocks[0]).split())
+    blocks = _RULE.split(_TITLE.sub("", box))
+    said = " ".join(re.sub("[│╰╯]|─{2,}", " ", blocks[0]).split())
     said = re.sub(r": no type matching .*[\]>]: (?=[^\]>]*$)", ": ", said)  # of an optional value, the last reason
     nearest = re.findall(r"--[a-z][a-z0-9-]*", blocks[1]) if len(blocks) > 2 and "meant" in blocks[1] else []
     return said + (f"; nearest: {', '.join(dict.fromkeys(nearest))}" if nearest else "")
 
 
 def flag(args: Sequence[str], name: str) -> str | None:
-    """The value that a flag has in the arguments, before they are parsed; None where it is absent."""
-    for at, word in enumerate(args):
-        if word == name and at + 1 < len(args):
-            return args[at + 1]
-        if word.startswith(f"{name}="):
-            return word.partition("=")[2]
-    return None
+    """The value that a flag has in the arguments, before they are parsed; None where it is absent.
+
+    Raises:
+        InputError: it is given twice.
+    """
+    values = [after for word, after in zip(args, [*args[1:], None], strict=False) if word == name and after is not None]
+    values += [word.partition("=")[2] for word in args if word.startswith(f"{name}=")]
+    if len(values) > 1:
+        raise InputError(f"{name} is given {len(values)} times: {', '.join(values)}; expected one")
+    return values[0] if values else None

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 import tyro
 
 from agents import registry as agents
-from envs.contract import InputError, ProtocolOptions
+from envs.contract import RULE_FLAGS, InputError, ProtocolOptions
+from training.checkpoint import write_whole
 
 AgentConfig = TypeVar("AgentConfig")
 FORMAT = 1  # of config.json
@@ -135,8 +136,7 @@ class RunConfig(Generic[AgentConfig]):
     @property
     def protocol_options(self) -> ProtocolOptions:
         """The flags that change the game's rules."""
-        names = {field.name for field in dataclasses.fields(ProtocolOptions)} - {"held_out"}
-        return ProtocolOptions(**{name: getattr(self, name) for name in names})
+        return ProtocolOptions(**{name: getattr(self, name) for name in RULE_FLAGS})
 
     def check(self) -> None:
         """Refuse what cannot be run.
@@ -146,10 +146,13 @@ class RunConfig(Generic[AgentConfig]):
         """
         if self.sticky is not None and not 0 <= self.sticky <= 1:
             raise InputError(f"--sticky {self.sticky}: expected a probability from 0 to 1")
-        if self.noop_max is not None and self.noop_max < 0:
-            raise InputError(f"--noop-max {self.noop_max}: expected 0 or more")
-        if self.seed < 0:
-            raise InputError(f"--seed {self.seed}: expected 0 or more")
+        for flag, value, most in (
+            ("--noop-max", self.noop_max, 10**6),
+            ("--max-episode-frames", self.max_episode_frames, 2**31 - 1),
+            ("--seed", self.seed, 2**63 - 1),
+        ):
+            if value is not None and not 0 <= value <= most:
+                raise InputError(f"{flag} {value}: expected 0 to {most}")
         for field in dataclasses.fields(self.agent):  # type: ignore[arg-type]
             _check_number(field.name, getattr(self.agent, field.name))
 
@@ -222,7 +225,7 @@ def save_config(path: Path, algorithm: str, config: RunConfig[Any], plan: Plan, 
     run = {**dataclasses.asdict(config), "run_dir": str(config.run_dir)}
     agent = run.pop("agent")
     content = {"format": FORMAT, "algorithm": algorithm, "run": run, "agent": agent, "plan": dataclasses.asdict(plan), **facts}
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    write_whole(path, json.dumps(content, indent=1) + "\n")
 
 
 def load_config(path: Path) -> tuple[str, RunConfig[Any], Plan]:

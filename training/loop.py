@@ -104,7 +104,7 @@ class Run:
 
     def _train(self, metrics: Metrics, show: Callable[[dict[str, float]], None]) -> None:
         agent = self.agent
-        next_checkpoint = agent.frames + self.checkpoint_frames
+        next_checkpoint = self._next_checkpoint()
         self.clock.lap(agent.frames)
         for turn in turns(self.envs, agent, self.clock):
             self.scores.watch(turn.timestep, turn.slots)
@@ -119,9 +119,13 @@ class Run:
                 show(metrics.write(agent.frames, agent.steps, {**self.scores.metrics(), **self.clock.lap(agent.frames)}))
             if done or agent.frames >= next_checkpoint:
                 self.save()
-                next_checkpoint += self.checkpoint_frames
+                next_checkpoint = self._next_checkpoint()
             if done:
                 return
+
+    def _next_checkpoint(self) -> int:
+        """The next multiple of the period: where a run was resumed does not move it."""
+        return (self.agent.frames // self.checkpoint_frames + 1) * self.checkpoint_frames
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         self._signal = number

@@ -11,6 +11,8 @@ from typing import Self
 
 from torch.utils.tensorboard import SummaryWriter
 
+from training.checkpoint import write_whole
+
 ROWS = 1_000  # most rows that a run writes, whatever its length
 
 
@@ -21,35 +23,32 @@ class Metrics:
         """Open the files of a run; rows of later frames than `frames` are from before a resume, and go."""
         self._path = run_dir / "metrics.jsonl"
         kept = [row for row in read(self._path) if row["frames"] <= frames]
-        self._file = self._path.open("w")
-        self._file.writelines(json.dumps(row) + "\n" for row in kept)
-        self._file.flush()
-        self._tensorboard = SummaryWriter(str(run_dir / "tensorboard"), purge_step=frames + 1 if frames else None)
+        write_whole(self._path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._file = self._path.open("a")
+        self._tensorboard = SummaryWriter(str(run_dir / "tensorboard"), purge_step=frames + 1)
         self._period = total_frames / ROWS
         self._written = frames
-        self._sums: defaultdict[str, float] = defaultdict(float)
-        self._updates = 0
+        self._seen: defaultdict[str, list[float]] = defaultdict(list)
 
     def add(self, metrics: Mapping[str, float]) -> None:
         """Take in the metrics of one update."""
         for name, value in metrics.items():
-            self._sums[name] += value
-        self._updates += 1
+            self._seen[name].append(value)
 
     def due(self, frames: int) -> bool:
         """Whether there is something to write and it is time to."""
-        return self._updates > 0 and frames - self._written >= self._period
+        return bool(self._seen) and frames - self._written >= self._period
 
     def write(self, frames: int, steps: int, now: Mapping[str, float]) -> dict[str, float]:
         """Write a row: the means of what came in since the last, and `now` as it is."""
-        means = {name: total / self._updates for name, total in self._sums.items()}
+        means = {name: sum(values) / len(values) for name, values in self._seen.items()}
         row = {"frames": frames, "steps": steps, **means, **now}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         for name, value in row.items():
             self._tensorboard.add_scalar(name, value, frames)
-        self._written, self._updates = frames, 0
-        self._sums.clear()
+        self._written = frames
+        self._seen.clear()
         return row
 
     def __enter__(self) -> Self:

@@ -7,6 +7,7 @@ from time import monotonic
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+_WIDE = 110  # columns that everything fits into
 _SECONDS_BETWEEN_LINES = 30.0  # where there is no terminal
 
 
@@ -40,7 +41,8 @@ class Display:
     def show(self, row: Mapping[str, float]) -> None:
         """Show a row of metrics."""
         frames = int(row["frames"])
-        texts = {"frames": short(frames), "speed": speed_text(row), "score": score_text(row)}
+        narrow = self._console.is_terminal and self._console.width < _WIDE
+        texts = {"frames": short(frames), "speed": speed_text(row, shares=not narrow), "score": score_text(row)}
         self._bar.update(self._task, completed=frames, frames=texts["frames"], speed=texts["speed"], score=texts["score"])
         over = frames >= self._total
         if not self._console.is_terminal and (over or monotonic() >= self._next_line):
@@ -51,10 +53,11 @@ class Display:
             self._next_line = monotonic() + _SECONDS_BETWEEN_LINES
 
 
-def speed_text(row: Mapping[str, float]) -> str:
-    """Frames a second, and what share of the time went where."""
-    shares = " ".join(f"{name[:3]} {row.get(f'time/{name}', 0):.0%}" for name in ("environment", "forward", "learning"))
-    return f"{short(row['speed/frames_per_second'])}/s ({shares})"
+def speed_text(row: Mapping[str, float], *, shares: bool) -> str:
+    """Frames a second and, where there is room, what share of the time went into games, acting and learning."""
+    parts = {"play": "environment", "act": "forward", "learn": "learning"}
+    where = ", ".join(f"{word} {row.get(f'time/{name}', 0):.0%}" for word, name in parts.items())
+    return f"{short(row['speed/frames_per_second'])}/s" + (f" ({where})" if shares else "")
 
 
 def score_text(row: Mapping[str, float]) -> str:

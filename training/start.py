@@ -27,21 +27,41 @@ def new_run(algorithm: str, config: RunConfig[Any]) -> Run:
     """
     run_dir = config.run_dir
     assert run_dir is not None
-    if run_dir.exists():
+    if (run_dir / "config.json").exists():
         raise InputError(f"{run_dir} exists already; `train.py resume {run_dir}` goes on with it, --run-dir names another")
+    if run_dir.exists():
+        raise InputError(f"{run_dir} exists already and is not a run; --run-dir names another")
     device = pick_device(config.device)
     bf16 = pick_precision(config.precision, device) == torch.bfloat16
     plan = make_plan(config.agent.num_envs, usable_cores(), str(device), "bf16" if bf16 else "fp32")
     envs = _open_envs(config, plan)
     try:
         agent = build_agent(algorithm, config, plan, envs.description)
-        run_dir.mkdir(parents=True)
         facts = {"protocol": dataclasses.asdict(envs.description.protocol), "versions": versions(), "commit": commit()}
+        _make_directory(run_dir)
         save_config(run_dir / "config.json", algorithm, config, plan, facts)
     except BaseException:
         envs.close()
         raise
     return _begin(config, envs, agent)
+
+
+def _make_directory(run_dir: Path) -> None:
+    try:
+        run_dir.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"--run-dir {run_dir} cannot be made: {error.strerror}") from error
+
+
+def finished(run_dir: Path) -> bool:
+    """Whether a run has come to its end.
+
+    Raises:
+        InputError: the directory is not a run.
+    """
+    _, config, _ = load_config(run_dir / "config.json")
+    saved = checkpoint.checkpoints(run_dir / "checkpoints")
+    return bool(saved) and int(saved[-1].name) >= config.total_frames
 
 
 def old_run(run_dir: Path) -> Run:

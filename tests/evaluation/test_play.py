@@ -104,7 +104,7 @@ def decide(player: ScriptPlayer, is_first: list[bool]) -> Decision:
 @pytest.fixture
 def game_of_three() -> GameDescription:
     _, game = play_games("CartPole-v1", NONE, random_player, range(1), seed=0)
-    return GameDescription(game.protocol, (4,), "float32", 0, ("a", "b", "c"), None, 30.0)
+    return GameDescription(game.protocol, (4,), "float32", 0, 0, ("a", "b", "c"), None, 30.0)
 
 
 def test_the_scripts_bowl_as_measured() -> None:

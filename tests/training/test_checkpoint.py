@@ -1,5 +1,6 @@
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def test_a_state_comes_back_from_json_and_tensors(state: Any) -> None:
     assert same(checkpoint.unflatten(json.loads(json.dumps(plain)), tensors), state)
 
 
-def state_of(score: float | None, seed: int = 0) -> dict[str, Any]:
+def state_of(score: float | None, seed: int = 0, games: int = 100) -> dict[str, Any]:
     torch.manual_seed(seed)
     network = torch.nn.Linear(3, 2)
     optimizer = torch.optim.Adam(network.parameters())
@@ -46,7 +47,7 @@ def state_of(score: float | None, seed: int = 0) -> dict[str, Any]:
         "weights": network.state_dict(),
         "optimizer": optimizer.state_dict(),
         "agent": {"generator": generator.get_state(), "counters": {"frames": 7}},
-        "scores": {"mean_100": score},
+        "scores": {"mean_100": score, "last": [score] * games},
     }
 
 
@@ -90,6 +91,28 @@ def test_the_newest_three_and_the_best_are_kept(tmp_path: Path) -> None:
         checkpoint.save(tmp_path, frames, state_of(score))
         checkpoint.prune(tmp_path)
     assert [int(path.name) for path in checkpoint.checkpoints(tmp_path)] == [3, 4, 5, 6]
+
+
+def test_the_best_is_the_best_of_those_with_a_hundred_games(tmp_path: Path) -> None:
+    for frames, (score, games) in enumerate([(9.0, 60), (4.0, 100), (3.0, 100), (3.0, 100), (3.0, 100)], start=1):
+        checkpoint.save(tmp_path, frames, state_of(score, games=games))
+        checkpoint.prune(tmp_path)
+    assert [int(path.name) for path in checkpoint.checkpoints(tmp_path)] == [2, 3, 4, 5]
+
+
+def test_a_checkpoint_of_the_same_frame_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By two renames, with all of the new one on the disk before the first; what a killed save left is swept away."""
+    (tmp_path / ".writing-000000000004").mkdir()
+    path = checkpoint.save(tmp_path, 5, state_of(1.0))
+    calls: list[str] = []
+    rename, fsync = Path.rename, os.fsync
+    monkeypatch.setattr(Path, "rename", lambda self, target: calls.append(f"rename {target.name}") or rename(self, target))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: calls.append("fsync") or fsync(descriptor))
+    checkpoint.save(tmp_path, 5, state_of(2.0))
+    files = 4
+    assert calls == [*["fsync"] * (files + 1), "rename .before-000000000005", "rename 000000000005", "fsync", "fsync"]
+    assert checkpoint.load(path)["scores"]["mean_100"] == 2.0
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_without_any_score_only_the_newest_are_kept(tmp_path: Path) -> None:
