@@ -12,6 +12,7 @@ USAGE = """\
 usage: python train.py {{{algorithms}}} --env ID [flags]    train a new agent
        python train.py ALGORITHM --env ID --help         every flag, with the values that would run
        python train.py resume DIR                        go on with a run
+       python train.py doctor                            what is installed here, and what mends what is not
 
   --env Berzerk-v0, Bowling-v0 (screen images), Bowling-ram-v0 (RAM), ALE/<Game>-v5, CartPole-v1, package.module:Id-v0
 """
@@ -41,7 +42,7 @@ def _run(args: Sequence[str]) -> int:
     from agents.registry import ALGORITHMS
     from envs.contract import InputError
 
-    verbs = [*ALGORITHMS, "resume"]
+    verbs = [*ALGORITHMS, "resume", "doctor"]
     if not args or args[0] in ("-h", "--help"):
         print(USAGE.format(algorithms="|".join(ALGORITHMS)))
         return 0 if args else 2
@@ -50,7 +51,16 @@ def _run(args: Sequence[str]) -> int:
         raise InputError(
             f"unknown command {args[0]!r}; expected {', '.join(verbs)}{f'; nearest: {nearest[0]}' if nearest else ''}"
         )
+    if args[0] == "doctor":
+        return _doctor()
     return _resume(args[1:]) if args[0] == "resume" else _train(args[0], args[1:])
+
+
+def _doctor() -> int:
+    from training import doctor
+
+    doctor.show()
+    return 0
 
 
 def _train(algorithm: str, args: Sequence[str]) -> int:
