@@ -19,7 +19,9 @@ setup: .venv/installed
 	$(PYTHON) -m venv .venv
 	@echo "Installing torch (200 MB) and the other packages into .venv; this takes a minute or more."
 	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,doom,miniworld]'
+	@$(BIN)/python -c 'from ctypes.util import find_library as f; import sys; sys.exit(not (f("EGL") and f("GLU")))' || \
+		echo "MiniWorld draws with EGL and GLU, which are missing; on Debian or Ubuntu: sudo apt-get install libegl1 libglu1-mesa"
 	@touch $@
 
 # Train a first agent, measure it beside the baselines, record it, write a report. Run again, it goes on from what is there.

@@ -18,6 +18,7 @@ class RegisteredGame:
     """One environment made by `gymnasium.make`."""
 
     one_a_process = False
+    flags: tuple[str, ...] = ()  # that change the rules
 
     @staticmethod
     def options_of(_env_id: str) -> ProtocolOptions:
@@ -30,8 +31,8 @@ class RegisteredGame:
         Raises:
             InputError: the spaces do not fit, or a flag is given that only Atari games have.
         """
-        refuse_options(env_id, options, ())
-        self._env = _make(env_id)
+        refuse_options(env_id, options, self.flags)
+        self._env = self._made(env_id, options)
         self._image = _is_image(env_id, self._env)
         actions = self._env.action_space
         if not isinstance(actions, Discrete):
@@ -52,6 +53,10 @@ class RegisteredGame:
         )
         self._recording = False
         self._frames: list[NDArray[np.uint8]] = []
+
+    def _made(self, env_id: str, _options: ProtocolOptions) -> gymnasium.Env[Any, Any]:
+        """The environment; a family of registered environments makes its own."""
+        return _make(env_id)
 
     def _screen_shape(self) -> tuple[int, int, int] | None:
         if self._env.render_mode != "rgb_array":

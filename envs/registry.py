@@ -1,5 +1,6 @@
 """From an environment id to the family that plays it. A family's game is imported only when one of its ids is asked for."""
 
+import contextlib
 import difflib
 import importlib
 
@@ -9,8 +10,13 @@ from envs.contract import Game, InputError, ProtocolOptions
 
 FAMILIES = {
     "atari": "envs.atari:AtariGame",
+    "doom": "envs.doom:DoomGame",
+    "lab": "envs.lab:LabGame",
+    "mini_world": "envs.mini_world:MiniWorldGame",
     "registered": "envs.registered:RegisteredGame",
 }
+_BY_PREFIX = {"Vizdoom": "doom", "doom/": "doom", "dmlab/": "lab", "dmlab30/": "lab", "MiniWorld-": "mini_world"}
+_OWN_MODULES = ("ale_py", "gymnasium", "miniworld", "vizdoom", "vizdoom.gymnasium_wrapper")  # that a family imports itself
 
 
 def family_of(env_id: str) -> str:
@@ -19,18 +25,58 @@ def family_of(env_id: str) -> str:
     Raises:
         InputError: no family knows the id; the message names the nearest ones that exist.
     """
-    from envs import atari
-
-    if atari.rom_of(env_id) is not None:
-        return "atari"
     module, _, name = env_id.rpartition(":")
-    if module in ("ale_py", "gymnasium") and atari.rom_of(name) is not None:
+    own = _own_family(name)
+    if own and module in _OWN_MODULES:
         raise InputError(f"{env_id!r}: this game is known without its module; write {name}")
+    if own and not module and _knows(own, env_id):
+        return own
     if module in ("random", "script"):
         raise InputError(f"{env_id!r} is a player for evaluate.py, not an environment; write {name}")
-    if ":" in env_id or env_id in gymnasium.registry:
+    if module or env_id in gymnasium.registry:
         return "registered"
-    raise InputError(f"unknown environment {env_id!r}; {_nearest(env_id, [*atari.ids(), *gymnasium.registry])}")
+    raise InputError(f"unknown environment {env_id!r}; {_nearest(env_id, _known_ids())}")
+
+
+def _own_family(name: str) -> str | None:
+    """The family that a name looks like, of those that are more than a registered id."""
+    from envs import atari
+
+    if atari.rom_of(name) is not None:
+        return "atari"
+    return next((family for prefix, family in _BY_PREFIX.items() if name.startswith(prefix)), None)
+
+
+def _knows(family: str, env_id: str) -> bool:
+    """Whether an id that looks like a family's is one.
+
+    Raises:
+        InputError: the family's package is missing, or the file that the id names.
+    """
+    if family == "doom":
+        from envs import doom
+
+        return bool(doom.config_file(env_id)) if env_id.startswith(doom.FILE_PREFIX) else env_id in doom.ids()
+    if family == "mini_world":
+        from envs import mini_world
+
+        return env_id in mini_world.ids()
+    if family == "lab":
+        from envs import lab
+
+        return lab.knows(env_id)
+    return True
+
+
+def _known_ids() -> list[str]:
+    """Those of every family whose package is installed."""
+    from envs import atari, doom, lab, mini_world
+
+    known = [*atari.ids(), *lab.ids()]
+    for family in (doom, mini_world):
+        with contextlib.suppress(InputError):
+            known += family.ids()
+    return [*known, *gymnasium.registry]
 
 
 def _nearest(env_id: str, known: list[str]) -> str:
@@ -52,6 +98,10 @@ def game_class(env_id: str) -> type[Game]:
 
 def tasks_of(env_id: str, num_envs: int) -> tuple[str, ...]:
     """What each slot plays: the id itself, or by turns the games that it stands for."""
+    if env_id == "dmlab30/all":
+        from envs.lab_tasks import TASKS
+
+        return tuple(f"dmlab30/{TASKS[slot % len(TASKS)].name}" for slot in range(num_envs))
     return (env_id,) * num_envs
 
 

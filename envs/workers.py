@@ -19,6 +19,7 @@ import json
 import mmap
 import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -326,8 +327,7 @@ class _WorkerProcess(_Channel):
         Raises:
             WorkerLostError: it died as well.
         """
-        self._process.kill()
-        self._process.wait()
+        self._kill()
         self.close()
         self._restarts += 1
         self._launch()
@@ -386,11 +386,16 @@ class _WorkerProcess(_Channel):
 
     def wait(self) -> None:
         """Wait for its end after `close`, at which it reads end-of-file and exits."""
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=2)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        if self._process.returncode != 0:
+            self._kill()
+
+    def _kill(self) -> None:
+        """End what is left of it and the engines of its games, processes of its group that outlive a worker that is killed."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
 
 
 class _Worker:
@@ -484,6 +489,8 @@ def _description_from(fields: dict[str, Any]) -> GameDescription:
 def main() -> None:
     """A worker's life; its failures go to the trainer as one message."""
     memory, commands, replies = map(int, sys.argv[1:])
+    for fd in (memory, commands, replies):
+        os.set_inheritable(fd, False)  # a game's engine that outlives its worker would keep the pipe open, and hide its end
     channel = _Channel(commands, replies)
     told = False
     with contextlib.suppress(BrokenPipeError):  # the trainer is gone, or wants no more of us
