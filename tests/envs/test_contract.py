@@ -13,8 +13,9 @@ from envs.contract import GameDescription, InputError, Outcome, ProtocolOptions,
 from envs.workers import WorkerEnvs, WorkerError
 
 SQUARES = "tests.envs.own_games:Squares-v0"
-DOOM, WORLD = "VizdoomBasic-v1", "MiniWorld-OneRoomS6Fast-v0"
-FAMILIES = ("Breakout-v0", "ALE/Breakout-ram-v5", "CartPole-v1", SQUARES, DOOM, WORLD)
+DOOM, WORLD, LAB = "VizdoomBasic-v1", "MiniWorld-OneRoomS6Fast-v0", "dmlab/lt_chasm"
+WORDS = "dmlab30/language_execute_random_task"
+FAMILIES = ("Breakout-v0", "ALE/Breakout-ram-v5", "CartPole-v1", SQUARES, DOOM, WORLD, LAB, WORDS)
 SLOTS, STEPS = 4, 160
 SEEDS = tuple(tuple(game_seeds(0, slot, range(2))) for slot in range(SLOTS))  # two games a slot, later ones not seeded
 
@@ -93,7 +94,7 @@ def test_shapes_and_types(env_id):
     assert [field.dtype for field in step[1:]] == [np.float32] * 2 + [np.bool_] * 4 + [np.int32]
     assert all(field.shape == (STEPS, SLOTS) for field in step[2:])
     assert game.protocol.size == game.observation_shape
-    image = {"Breakout-v0": (1, 84, 84), SQUARES: (3, 12, 16), DOOM: (3, 72, 128), WORLD: (3, 60, 80)}
+    image = {"Breakout-v0": (1, 84, 84), SQUARES: (3, 12, 16), DOOM: (3, 72, 128), WORLD: (3, 60, 80), LAB: (3, 72, 96)}
     assert game.observation_shape == image.get(env_id, game.observation_shape)
     assert len(game.observation_shape) in (1, 3)
 
