@@ -1,7 +1,7 @@
 """DeepMind Lab: 3D worlds in a first-person view, by the engine's module `deepmind_lab`, which the user installs.
 
-`dmlab/<level>` plays any level of the engine under its own name, `dmlab30/<task>` one of the thirty tasks of `envs/lab_tasks.py`
-with the training and held-out versions that IMPALA used, and `dmlab30/all` spreads a run's slots over the thirty.
+`dmlab/<level>` plays any level of the engine under its own name, `dmlab30/<task>` one of the thirty tasks of
+`envs/lab_tasks.py` with the training and held-out versions that IMPALA used, and `dmlab30/all` spreads a run's slots over them.
 
 What the engine leaves to its user and is done here:
 
@@ -164,6 +164,13 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+def _nearest(level: str) -> str:
+    """Ids that a level's name may have been meant for."""
+    by_name = {known.rpartition("/")[2]: known for known in ids()}
+    matches = difflib.get_close_matches(level.rpartition("/")[2].lower(), by_name, n=3, cutoff=0.5)
+    return f"nearest: {', '.join(by_name[match] for match in matches)}" if matches else "no level known here comes near it"
+
+
 class LevelCache:
     """Compiled maps on disk, shared by every process; the engine calls `fetch` and `write`.
 
@@ -244,9 +251,9 @@ class LabGame:
         try:
             lab = self._build()
         except RuntimeError as error:
-            near = difflib.get_close_matches(env_id, ids(), n=3, cutoff=0.5)
-            nearest = f"nearest: {', '.join(near)}" if near else "no level known here comes near it"
-            raise InputError(f"{env_id}: DeepMind Lab cannot play this level ({_one_line(error)}); {nearest}") from error
+            raise InputError(
+                f"{env_id}: DeepMind Lab cannot play this level ({_one_line(error)}); {_nearest(self._level)}"
+            ) from error
         spec, controls = lab.observation_spec(), lab.action_spec()
         lab.close()
         return {entry["name"] for entry in spec}, [entry["name"] for entry in controls]

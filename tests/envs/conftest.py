@@ -1,4 +1,4 @@
-"""Games of engines that are not installed are played by stand-ins, in this process and, which take over its path, in workers."""
+"""Games of engines that cannot be had from an index are played by stand-ins: here, and in workers, which take over the path."""
 
 import sys
 from pathlib import Path

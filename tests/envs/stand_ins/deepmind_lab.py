@@ -1,8 +1,8 @@
 """A stand-in for the module `deepmind_lab` that is as strict as the engine and draws nothing but patterns.
 
 Every rule of the real module that an adapter can break is enforced, in the engine's words where they are known: types of
-arguments, when what may be called, what is misread in silence (an error here). Its clock counts whole milliseconds as the engine's does,
-a second `reset` with the same seed gives other pixels, and without a seed the game is any.
+arguments, when what may be called, what is misread in silence (an error here). Its clock counts whole milliseconds as the
+engine's does, a second `reset` with the same seed gives other pixels, and without a seed the game is any.
 
 Levels are those of `LEVELS`: two seconds long where they have a limit.
 """
