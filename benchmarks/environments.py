@@ -2,8 +2,9 @@
 
     python benchmarks/environments.py [--env VizdoomBasic-v1] [--num-envs 8] [--seconds 10] [--rounds 3]
 
-What is compared takes turns, round by round, on the same machine. The bare library is what `gymnasium.make` gives, stepped by random
-actions in a loop of its own, one process a core, with the same frame skip and screen; it makes no picture smaller and shares nothing.
+What is compared takes turns, round by round, on the same machine. The bare library is what `gymnasium.make` gives, stepped by
+random actions in a loop of its own, one process a core, with the same frame skip and screen; it makes no picture smaller and
+shares nothing.
 Only the ratio means anything: the machine may be busy with something else.
 """
 
