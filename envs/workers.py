@@ -353,21 +353,21 @@ class _WorkerProcess(_Channel):
             WorkerError: its game raised.
             WorkerLostError: the worker died or hangs.
         """
-        self._await()
+        self._await(self._hang_seconds)
         reply = self.read()
         if reply is None or reply == FAILED:
             self._fail(self.read_message() if reply == FAILED else {})
         assert reply == group == self._running[0], f"groups take turns: waited for {group} and received {reply}"
         self._running.pop(0)
 
-    def _await(self) -> None:
+    def _await(self, seconds: float) -> None:
         poll = select.poll()
         poll.register(self._incoming, select.POLLIN)
-        if not poll.poll(self._hang_seconds * 1000):
-            raise WorkerLostError(f"a worker process has not answered for {self._hang_seconds:g} seconds")
+        if not poll.poll(seconds * 1000):
+            raise WorkerLostError(f"a worker process has not answered for {seconds:g} seconds")
 
     def read_message(self) -> Any:
-        self._await()
+        self._await(HANG_SECONDS)  # a process that starts on a busy machine takes longer than a step
         message = super().read_message()
         if not message or "error" in message:
             self._fail(message)
