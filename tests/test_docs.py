@@ -49,6 +49,7 @@ PLAYED = {
     "`Berzerk-v0`": "Berzerk-v0",
     "`Berzerk-ram-v0`": "Berzerk-ram-v0",
     "other ids": "CartPole-v1",
+    "3D worlds": "VizdoomBasic-v1",
 }
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from agents import registry as agents
-from envs import atari
+from envs import atari, registry
 
 _IMAGES: dict[str, dict[str, Any]] = {"ppo": {}, "a2c": {}, "dqn": {}}
 _RAM: dict[str, dict[str, Any]] = {
@@ -21,6 +21,12 @@ _RAM: dict[str, dict[str, Any]] = {
     "a2c": {"frame_stack": 1, "discount": 0.997, "reward": "normalize"},
     "dqn": {"frame_stack": 1},
 }
+# Doom pays 106 points for a hit and takes 5 for a miss, a maze pays 1 at its end: rewards are brought to one size.
+_WORLDS: dict[str, dict[str, Any]] = {
+    "ppo": {"num_envs": 16, "reward": "normalize"},
+    "a2c": {"reward": "normalize"},
+    "dqn": {"reward": "normalize"},
+}
 _OTHERS: dict[str, dict[str, Any]] = {
     "ppo": {"frame_stack": 1, "reward": "none", "clip": 0.2, "entropy_coefficient": 0.0},
     "a2c": {"frame_stack": 1, "reward": "none", "entropy_coefficient": 0.0},
@@ -37,6 +43,8 @@ _GAMES: dict[str, dict[str, Any]] = {
 def preset(algorithm: str, env_id: str) -> Any:
     """The algorithm's config for a game: its defaults, changed for the kind of observation and then for the game."""
     rom = atari.rom_of(env_id)
-    kind = _OTHERS if rom is None else _RAM if "-ram" in env_id else _IMAGES
-    changes = kind[algorithm] | _GAMES.get(rom or "", {})
+    if rom is not None:
+        changes = (_RAM if "-ram" in env_id else _IMAGES)[algorithm] | _GAMES.get(rom, {})
+    else:
+        changes = (_WORLDS if registry.is_world(env_id) else _OTHERS)[algorithm]
     return agents.ALGORITHMS[algorithm].config(**changes)
