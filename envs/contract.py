@@ -119,7 +119,7 @@ class ProtocolOptions:
     image_size: tuple[int, int] | None = None
     """Height and width of the picture that the agent sees, in pixels."""
     game_variables: bool = False
-    """Show the agent the game's own numbers (health, ammunition) beside the picture."""
+    """Hand out the game's own numbers (health, ammunition) beside the picture."""
     lab_actions: Literal[9, 15] | None = None
     """Size of DeepMind Lab's action set."""
     held_out: bool = False
