@@ -117,7 +117,7 @@ def _finish(run: "Run") -> int:
         console.print(f"{run.run_dir}: {run.agent.frames:,} of {run.total_frames:,} frames", highlight=False)
         with display.running(run.agent.frames):
             run.train(display.show)
-    console.print(f"{run.run_dir} is trained; `python evaluate.py {run.run_dir}` measures it", highlight=False)
+    console.print(f"{run.run_dir} is trained; `python evaluate.py {run.run_dir}` measures it", highlight=False, soft_wrap=True)
     return 0
 
 
