@@ -7,7 +7,7 @@ short games too often.
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -80,6 +80,7 @@ def play_games(
     """
     num_slots = slots_for(len(games))
     seeds = game_seeds(_EVALUATION, seed, games)
+    options = replace(options, held_out=True)  # what training never played, where a game has such
     queues = [list(range(slot, len(games), num_slots)) for slot in range(num_slots)]
     with ExitStack() as stack:
         envs = stack.enter_context(WorkerEnvs(env_id, num_slots, options=options, record=range(min(len(watchers), num_slots))))

@@ -1,5 +1,7 @@
 """Whole games, judged by a plain loop over Gymnasium's own environment."""
 
+from pathlib import Path
+
 import gymnasium
 import numpy as np
 import pytest
@@ -43,6 +45,14 @@ def test_a_game_does_not_depend_on_the_games_beside_it() -> None:
 
 def test_evaluation_never_plays_a_game_of_training() -> None:
     assert not set(game_seeds(0, 1, range(1000))) & set(game_seeds(1, 1, range(1000)))
+
+
+def test_levels_that_training_never_plays_are_evaluated_where_there_are_such(monkeypatch, tmp_path) -> None:
+    """Against the stand-in of the engine, whose place workers find in the path that they take over."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "envs" / "stand_ins"))
+    monkeypatch.setenv("PLAYFIELD_CACHE", str(tmp_path))
+    _, game = play_games("dmlab30/rooms_collect_good_objects", NONE, random_player, range(1), seed=0)
+    assert game.protocol.level == "contributed/dmlab30/rooms_collect_good_objects_test"
 
 
 def test_a_game_that_is_cut_off_is_not_terminated() -> None:
