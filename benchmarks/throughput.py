@@ -31,7 +31,7 @@ from envs.workers import WorkerEnvs, usable_cores
 from training.config import RunConfig, make_plan
 from training.loop import turns
 from training.metrics import Clock
-from training.start import build_agent
+from training.start import build_agent, commit
 
 NUM_ENVS = 8
 WARM_UP = 0.25  # share of the seconds
@@ -154,6 +154,13 @@ def rate(work: Callable[[], int], seconds: float) -> float:
     return steps / spent
 
 
+def processor() -> str:
+    """The processor's name as Linux knows it, or its architecture."""
+    facts = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    names = [line.partition(":")[2].strip() for line in facts.splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
 def main() -> None:
     """Measure, print, and write the figures where asked to."""
     options = tyro.cli(Options)
@@ -165,7 +172,8 @@ def main() -> None:
             rows.setdefault(f"{algorithm} ours", []).append(ours)
             rows.setdefault(f"{algorithm} sb3", []).append(sb3_rate(algorithm, options.env, options.seconds))
     median = {name: statistics.median(values) for name, values in rows.items()}
-    print(f"{options.env}, {usable_cores()} cores, torch {torch.__version__}, {platform.machine()}, {options.rounds} rounds")
+    machine = f"{usable_cores()} cores of {processor()}, torch {torch.__version__}, commit {commit()}"
+    print(f"{options.env}, {machine}, {options.rounds} rounds")
     for name, values in rows.items():
         print(f"{name:>12}: {median[name]:8.0f} steps/s  ({min(values):.0f} to {max(values):.0f})")
     ratios: dict[str, float] = {}
@@ -177,7 +185,8 @@ def main() -> None:
             print(f"{algorithm} against {other}: {ratios[f'{algorithm} / {other}']:.2f}")
     if options.out:
         options.out.write_text(
-            json.dumps({"options": str(options), "steps_per_second": rows, "ratios": ratios}, indent=1) + "\n"
+            json.dumps({"options": str(options), "machine": machine, "steps_per_second": rows, "ratios": ratios}, indent=1)
+            + "\n"
         )
 
 
