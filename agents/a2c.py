@@ -39,8 +39,8 @@ def a2c_loss(logits: Tensor, values: Tensor, batch: Batch, *, entropy: float, va
     """The policy-gradient objective with a baseline, negated to be minimised.
 
     Args:
-        logits: (B, A).
-        values: (B,).
+        logits: (..., A).
+        values: (...).
         batch: What was done and how it turned out.
         entropy: Weight of the entropy bonus.
         value: Weight of the value's error.
@@ -69,7 +69,7 @@ class A2C(OnPolicyAgent):
 
     def update(self, rollout: Batch) -> dict[str, Tensor]:
         """Learn from a rollout."""
-        return self.gradient_step(rollout, torch.arange(rollout.actions.shape[0], device=self.setting.device))
+        return self.gradient_step(rollout, torch.arange(self.rollout.num_units, device=self.setting.device))
 
     def loss(self, logits: Tensor, values: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """See `a2c_loss`."""

@@ -32,10 +32,10 @@ class Decision(NamedTuple):
 
 
 class Player(Protocol):
-    """A frozen policy with its own stack of frames: it plays and never learns."""
+    """A frozen policy with its own stack of frames and its own memory: it plays and never learns."""
 
-    def decide(self, timestep: TimeStep) -> Decision:
-        """Look at one more step of all its environments."""
+    def decide(self, timestep: TimeStep, played: NDArray[np.integer]) -> Decision:
+        """Look at one more step of all its environments; `played` (N,) are the actions that led to it, if any did."""
 
 
 class Agent(Protocol):

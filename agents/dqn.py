@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.agent import Setting
-from agents.networks import QNetwork
+from agents.networks import Inputs, QNetwork
 from agents.normalize import Kind, RewardTransform
 from agents.player import NetworkPlayer
 from agents.replay import Replay, Transitions
@@ -140,9 +140,7 @@ class DQN:
             raise InputError(
                 f"--n-step {config.n_step}: the run has only {steps // setting.num_envs} steps a game; take more --total-frames"
             )
-        dtype = getattr(torch, game.observation_dtype)
-        capacity, shape = min(config.capacity, steps), game.observation_shape
-        self.replay = Replay(capacity, setting.num_envs, config.frame_stack, shape, dtype, config.n_step)
+        self.replay = Replay(min(config.capacity, steps), setting.num_envs, config.frame_stack, game, config.n_step)
         self._times = {group.start: -1 for group in setting.groups}  # each group's newest step
         self._slots = torch.arange(setting.num_envs)
         self._credit = 0  # agent steps that no update has used up yet
@@ -176,8 +174,8 @@ class DQN:
         t = self._times[slots.start]
         ids = self._slots[slots]
         with torch.no_grad(), autocast(self.setting):
-            stacks = self.replay.stacks(torch.full_like(ids, t), ids).to(self.setting.device)
-            best = self.network(stacks).argmax(-1).cpu()
+            seen = self.replay.seen(torch.full_like(ids, t), ids)
+            best = self.network(*(part.to(self.setting.device) for part in seen)).argmax(-1).cpu()
         anything = torch.randint(self.setting.game.num_actions, best.shape, generator=self.generator)
         actions = torch.where(torch.rand(best.shape, generator=self.generator) < self.epsilon, anything, best)
         self.replay.actions[t % self.replay.rows, slots] = actions
@@ -192,7 +190,7 @@ class DQN:
         if t >= 0:
             self._note_outcome(t, timestep, slots)
         t = self._times[slots.start] = t + 1
-        self.replay.put_frame(t, slots, torch.from_numpy(timestep.observation), torch.from_numpy(timestep.is_first))
+        self.replay.put_frame(t, slots, *map(torch.from_numpy, (timestep.observation, timestep.extra, timestep.is_first)))
         filling = self.frames - self._empty_frames < self.start_frames
         if not filling:
             self._credit += played
@@ -226,10 +224,10 @@ class DQN:
     def _update(self, batch: Transitions) -> Tensor:
         """One gradient step; returns loss, mean value and the gradient's length before clipping."""
         with torch.no_grad(), autocast(self.setting):
-            target_values = self.target(batch.next_stacks)
-            choosing_values = self.network(batch.next_stacks) if self.config.double else target_values
+            target_values = self.target(batch.next_stacks, batch.next_extra)
+            choosing_values = self.network(batch.next_stacks, batch.next_extra) if self.config.double else target_values
         with autocast(self.setting):
-            values = self.network(batch.stacks)
+            values = self.network(batch.stacks, batch.extra)
         loss = dqn_loss(values, td_targets(batch, target_values, choosing_values), batch, self.config.loss)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -273,9 +271,9 @@ def frozen_player(
     network.load_state_dict(weights)
     epsilon = 0.0 if policy == "greedy" else PLAY_EPSILON
 
-    def play(stacks: Tensor) -> tuple[Tensor, Tensor]:
-        values = network(stacks)
+    def play(inputs: Inputs, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        values = network(inputs.stacks[0], inputs.extra[0])
         best = nn.functional.one_hot(values.argmax(-1), values.shape[-1])
-        return best * (1 - epsilon) + epsilon / values.shape[-1], values.max(-1).values
+        return best * (1 - epsilon) + epsilon / values.shape[-1], values.max(-1).values, state
 
     return NetworkPlayer(play, num_envs, config.frame_stack, game, device)

@@ -36,22 +36,22 @@ def gather_stacks(frames: Tensor, age: Tensor, rows: Tensor, slots: Tensor, dept
     Args:
         frames: (R, N, *shape) a ring of R rows in time; the row before row 0 is row R - 1.
         age: (R, N) see `next_age`.
-        rows: (B,) row of each stack's newest frame.
+        rows: (..., B) row of each stack's newest frame.
         slots: (B,) environment of each stack.
         depth: Frames in a stack.
 
     Returns:
-        (B, depth, *shape), oldest frame first.
+        (..., B, depth, *shape), oldest frame first.
     """
     if depth == 1:
-        return frames[rows, slots].unsqueeze(1)
+        return frames[rows, slots].unsqueeze(rows.dim())
     back = torch.arange(depth - 1, -1, -1, device=rows.device)
-    stacks = frames[(rows[:, None] - back) % frames.shape[0], slots[:, None]]
-    return blacken(stacks, age[rows, slots][:, None].int() < back)
+    stacks = frames[(rows[..., None] - back) % frames.shape[0], slots[:, None]]
+    return blacken(stacks, age[rows, slots][..., None].int() < back)
 
 
 def blacken(stacks: Tensor, before_episode: Tensor) -> Tensor:
-    """Make black what lies before the episode, in place: (B, depth, *shape), (B, depth) bool."""
+    """Make black what lies before the episode, in place: (..., depth, *shape), (..., depth) bool."""
     if stacks.device.type == "cpu" and not before_episode.any():  # rare; but asking a GPU would stall it
         return stacks
-    return stacks.masked_fill_(before_episode.view(*before_episode.shape, *[1] * (stacks.dim() - 2)), 0)
+    return stacks.masked_fill_(before_episode.view(*before_episode.shape, *[1] * (stacks.dim() - before_episode.dim())), 0)

@@ -1,4 +1,9 @@
-"""Networks: a torso picked by what is observed, and heads for what is wanted of it.
+"""Networks: a torso picked by what is observed, a memory where one is wanted, and heads for what is wanted of them.
+
+    stacks ── torso ───┐
+                       ├─ features ── memory ── policy, value
+    extra ── beside ───┘                │ ▲
+    last action, reward ────────────────┘ └ state of the step before, zero where an episode opens
 
 A torso takes stacks (B, depth, *shape) as they are stored (uint8 images and RAM, float32 vectors) and returns features (B, F).
 
@@ -9,15 +14,19 @@ A torso takes stacks (B, depth, *shape) as they are stored (uint8 images and RAM
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from envs.contract import GameDescription, InputError
+from envs.contract import VOCABULARY, GameDescription, InputError
 
 HIDDEN = 512  # features of the image torsos
 _SMALLEST_NATURE = 36  # pixels of a side that its three convolutions leave something of
 MLP_HIDDEN = 64  # units a layer for vectors, as in PPO's and stable-baselines3's defaults
+_BESIDE = 64  # features of the numbers beside the picture, and of an instruction, as in IMPALA
+_WORD = 20  # numbers that a word becomes, as in IMPALA
+MEMORY_UNITS = 256  # as in IMPALA
 
 
 def orthogonal(layer: nn.Linear | nn.Conv2d, gain: float) -> nn.Linear | nn.Conv2d:
@@ -149,34 +158,130 @@ def make_torso(game: GameDescription, depth: int, kind: str) -> NatureCNN | Impa
     return MLP(depth * shape[0], MLP_HIDDEN)
 
 
-class ActorCritic(nn.Module):
-    """A policy and a value on one torso."""
+class Inputs(NamedTuple):
+    """What a network with a memory sees: L steps in a row of B environments."""
+
+    stacks: Tensor  # (L, B, depth, *shape)
+    extra: Tensor  # (L, B, E) the numbers beside the picture
+    last_actions: Tensor  # (L, B) what was played before
+    last_rewards: Tensor  # (L, B) what that brought, in the game's own units
+    is_first: Tensor  # (L, B) bool, an episode opens: nothing was played before
+
+
+class Beside(nn.Module):
+    """The numbers beside a picture and the words of an instruction.
+
+    Numbers (health, ammunition) are squashed to `sign(x) * log(1 + |x|)`, so that no range has to be known. Words are
+    read by an LSTM, as in IMPALA.
+    """
+
+    def __init__(self, num_numbers: int, num_words: int) -> None:
+        """Take so many numbers, and after them word ids below `VOCABULARY`, 0 for none."""
+        super().__init__()
+        self._num_numbers = num_numbers
+        self.dense = hidden(nn.Linear(num_numbers, _BESIDE)) if num_numbers else None
+        self.embedding = nn.Embedding(VOCABULARY, _WORD) if num_words else None
+        self.reader = nn.LSTM(_WORD, _BESIDE, batch_first=True) if num_words else None
+        self.features = _BESIDE * (bool(num_numbers) + bool(num_words))
+
+    def forward(self, extra: Tensor) -> Tensor:
+        """(B, E) float32 -> (B, features)."""
+        numbers, words = extra[:, : self._num_numbers], extra[:, self._num_numbers :].long()
+        parts = []
+        if self.dense is not None:
+            parts.append(self.dense(numbers.sign() * numbers.abs().log1p()).relu())
+        if self.embedding is not None and self.reader is not None:
+            read, _ = self.reader(self.embedding(words))
+            length = (words > 0).sum(1)
+            last = read[torch.arange(len(read), device=read.device), (length - 1).clamp(min=0)]
+            parts.append(last * (length > 0)[:, None])
+        return torch.cat(parts, -1)
+
+
+class Memory(nn.Module):
+    """A recurrent cell that sees the features, the last action and the last reward (within +-1): `gru` or `lstm`.
+
+    Its state is one tensor (B, state_size); the LSTM's two parts lie side by side in it.
+    """
+
+    def __init__(self, kind: str, features: int, num_actions: int) -> None:
+        """Take features (features,)."""
+        super().__init__()
+        self._num_actions = num_actions
+        cell = {"gru": nn.GRUCell, "lstm": nn.LSTMCell}[kind]
+        self.cell = cell(features + num_actions + 1, MEMORY_UNITS)
+        self.features = MEMORY_UNITS
+        self.state_size = MEMORY_UNITS if kind == "gru" else 2 * MEMORY_UNITS
+
+    def forward(self, features: Tensor, inputs: Inputs, state: Tensor) -> tuple[Tensor, Tensor]:
+        """(L, B, F), the same steps' inputs and the state before them (B, S) -> (L, B, features), the state after them."""
+        goes_on = ~inputs.is_first[..., None]
+        played = nn.functional.one_hot(inputs.last_actions, self._num_actions)
+        before = torch.cat([played, inputs.last_rewards[..., None].clamp(-1, 1)], -1) * goes_on
+        outputs = []
+        with torch.autocast(features.device.type, enabled=False):  # rounding would add up from step to step
+            for seen, kept in zip(torch.cat([features.float(), before], -1), goes_on, strict=True):
+                state = self._step(seen, state * kept)
+                outputs.append(state[:, : self.features])
+        return torch.stack(outputs), state
+
+    def _step(self, seen: Tensor, state: Tensor) -> Tensor:
+        if isinstance(self.cell, nn.LSTMCell):
+            return torch.cat(self.cell(seen, state.chunk(2, -1)), -1)
+        after: Tensor = self.cell(seen, state)
+        return after
+
+
+class Network(nn.Module):
+    """What all have in common: they see the picture and what is beside it."""
 
     def __init__(self, game: GameDescription, depth: int, torso: str) -> None:
-        """Size the heads by the game's actions."""
+        """Pick the torso; the second part is there only for games that have such numbers."""
         super().__init__()
         self.torso = make_torso(game, depth, torso)
-        self.policy = orthogonal(nn.Linear(self.torso.features, game.num_actions), 0.01)
-        self.value = orthogonal(nn.Linear(self.torso.features, 1), 1.0)
+        self.beside = Beside(game.extra_size - game.num_tokens, game.num_tokens) if game.extra_size else None
+        self.features = self.torso.features + (self.beside.features if self.beside else 0)
 
-    def forward(self, stacks: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, depth, *shape) -> logits (B, A), values (B,); float32 under autocast too."""
-        features = self.torso(stacks)
-        return self.policy(features).float(), self.value(features).float().squeeze(-1)
+    def see(self, stacks: Tensor, extra: Tensor) -> Tensor:
+        """(B, depth, *shape), (B, E) -> (B, features)."""
+        features: Tensor = self.torso(stacks)
+        return features if self.beside is None else torch.cat([features, self.beside(extra)], -1)
 
 
-class QNetwork(nn.Module):
+class ActorCritic(Network):
+    """A policy and a value on one torso, with a memory between where `memory` is `gru` or `lstm`."""
+
+    def __init__(self, game: GameDescription, depth: int, torso: str, memory: str = "none") -> None:
+        """Size the heads by the game's actions."""
+        super().__init__(game, depth, torso)
+        self.memory = Memory(memory, self.features, game.num_actions) if memory != "none" else None
+        self.state_size = self.memory.state_size if self.memory else 0
+        features = self.memory.features if self.memory else self.features
+        self.policy = orthogonal(nn.Linear(features, game.num_actions), 0.01)
+        self.value = orthogonal(nn.Linear(features, 1), 1.0)
+
+    def forward(self, inputs: Inputs, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs (L, B, ...) and the state before them (B, S) -> logits (L, B, A), values (L, B), the state after them (B, S).
+
+        Logits and values are float32 under autocast too. Without a memory S is 0, and each step is seen for itself.
+        """
+        features = self.see(inputs.stacks.flatten(0, 1), inputs.extra.flatten(0, 1)).view(*inputs.is_first.shape, -1)
+        if self.memory is not None:
+            features, state = self.memory(features, inputs, state)
+        return self.policy(features).float(), self.value(features).float().squeeze(-1), state
+
+
+class QNetwork(Network):
     """A value for each action."""
 
     def __init__(self, game: GameDescription, depth: int, torso: str) -> None:
         """Size the head by the game's actions."""
-        super().__init__()
-        self.torso = make_torso(game, depth, torso)
-        self.head = orthogonal(nn.Linear(self.torso.features, game.num_actions), 1.0)
+        super().__init__(game, depth, torso)
+        self.head = orthogonal(nn.Linear(self.features, game.num_actions), 1.0)
 
-    def forward(self, stacks: Tensor) -> Tensor:
-        """(B, depth, *shape) -> action values (B, A); float32 under autocast too."""
-        values: Tensor = self.head(self.torso(stacks))
+    def forward(self, stacks: Tensor, extra: Tensor) -> Tensor:
+        """(B, depth, *shape), (B, E) -> action values (B, A); float32 under autocast too."""
+        values: Tensor = self.head(self.see(stacks, extra))
         return values.float()
 
 

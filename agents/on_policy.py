@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.agent import Setting
-from agents.networks import ActorCritic
+from agents.networks import ActorCritic, Inputs
 from agents.normalize import Kind, RewardTransform
 from agents.player import NetworkPlayer
 from agents.rollout import Rollout, generalized_advantages
 from agents.schedules import linear
 from agents.shards import Shards
 from agents.torch_setup import autocast, restore_optimizer
-from envs.contract import GameDescription, TimeStep
+from envs.contract import GameDescription, InputError, TimeStep
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,24 @@ class OnPolicyConfig:
     """Frames that the agent sees at once."""
     torso: Literal["auto", "nature", "impala"] = "auto"
     """Network for images; RAM and vectors have one of their own."""
+    memory: Literal["none", "gru", "lstm"] = "none"
+    """Recurrent cell behind the network, which also sees the last action and reward, for what a stack of frames cannot show."""
+    memory_steps: int = 32
+    """Agent steps that gradients flow back through the memory; a rollout where it is shorter."""
 
 
 class Batch(NamedTuple):
-    """What was done in some observations and how it turned out, in any order; the observations stay in the rollout."""
+    """What was done in some observations and how it turned out; the observations stay in the rollout.
 
-    actions: Tensor  # (B,)
-    log_probs: Tensor  # (B,) of the policy that acted
-    values: Tensor  # (B,) of the critic that acted
-    advantages: Tensor  # (B,)
-    returns: Tensor  # (B,) what the value should have been
-    weights: Tensor  # (B,) 1, or 0 where the action was ignored
+    (T, N) for a whole rollout, and (L, B) for the B units of L steps that a gradient step learns from.
+    """
+
+    actions: Tensor
+    log_probs: Tensor  # of the policy that acted
+    values: Tensor  # of the critic that acted
+    advantages: Tensor
+    returns: Tensor  # what the value should have been
+    weights: Tensor  # 1, or 0 where the action was ignored
 
 
 def masked_mean(x: Tensor, weights: Tensor) -> Tensor:
@@ -80,7 +87,7 @@ def normalized(advantages: Tensor, mask: Tensor, floor: float = 1e-3) -> Tensor:
 
 
 def policy_terms(logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of the actions and entropies: (B, A), (B,) -> (B,), (B,)."""
+    """Log-probabilities of the actions and entropies: (..., A), (...) -> (...), (...)."""
     log_probs = torch.log_softmax(logits, dim=-1)
     return log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1), -(log_probs.exp() * log_probs).sum(-1)
 
@@ -89,20 +96,28 @@ class OnPolicyAgent(ABC):
     """Collects rollouts and learns from each once."""
 
     def __init__(self, config: OnPolicyConfig, setting: Setting) -> None:
-        """Build the network, the optimiser and the rollout's memory."""
+        """Build the network, the optimiser and the rollout's storage.
+
+        Raises:
+            InputError: a rollout is not a whole number of `memory_steps`.
+        """
         self.config, self.setting = config, setting
         self.frames = self.steps = self.updates = 0
         torch.manual_seed(setting.seed)  # the initial weights are drawn from the global generator
         game = setting.game
-        self.network = ActorCritic(game, config.frame_stack, config.torso).to(setting.device)
+        self.network = ActorCritic(game, config.frame_stack, config.torso, config.memory).to(setting.device)
         self.optimizer = self.make_optimizer()
         self.shards = Shards(self.network, setting.learn_threads)
         self.generator = torch.Generator(setting.device).manual_seed(setting.seed)
         self.rewards = RewardTransform(config.reward, config.reward_scale, config.discount, setting.num_envs)
-        dtype = getattr(torch, game.observation_dtype)
+        chunk = min(config.memory_steps, config.rollout_steps) if config.memory != "none" else 1
+        if config.rollout_steps % chunk:
+            raise InputError(f"--memory-steps {chunk}: {config.rollout_steps} steps of a rollout cannot be divided by it")
+        state_size = self.network.state_size
         self.rollout = Rollout(
-            config.rollout_steps, setting.num_envs, config.frame_stack, game.observation_shape, dtype, setting.device
+            config.rollout_steps, setting.num_envs, config.frame_stack, game, setting.device, chunk, state_size
         )
+        self.state = torch.zeros((setting.num_envs, state_size), device=setting.device)  # the memory's, before the next step
         self._times = {group.start: -1 for group in setting.groups}  # each group's step in the rollout
         self._began = 0  # frames when the rollout was begun
 
@@ -116,7 +131,7 @@ class OnPolicyAgent(ABC):
 
     @abstractmethod
     def update(self, rollout: Batch) -> dict[str, Tensor]:
-        """Learn from a whole rollout, (T * N) samples with time first; returns metrics as scalars on the device."""
+        """Learn from a whole rollout; returns metrics as scalars on the device."""
 
     @property
     def holds(self) -> bool:
@@ -134,12 +149,11 @@ class OnPolicyAgent(ABC):
         """Sample actions for a group and note what they were worth."""
         t = self._times[slots.start]
         with torch.no_grad(), autocast(self.setting):
-            logits, values = self.network(self.rollout.stacks_at(t, slots))
-            actions = torch.multinomial(logits.softmax(-1), 1, generator=self.generator).squeeze(-1)
-            log_probs, _ = policy_terms(logits, actions)
-        self.rollout.actions[t, slots] = actions
-        self.rollout.values[t, slots] = values
-        self.rollout.log_probs[t, slots] = log_probs
+            logits, values, state = self.network(self.rollout.inputs_at(t, slots), self.state[slots])
+            actions = torch.multinomial(logits[0].softmax(-1), 1, generator=self.generator).squeeze(-1)
+            log_probs, _ = policy_terms(logits[0], actions)
+        self.rollout.put_decision(t, slots, actions, log_probs, values[0], self.state[slots])
+        self.state[slots] = state
         return actions.cpu().numpy()
 
     def observe(self, timestep: TimeStep, slots: slice) -> dict[str, float] | None:
@@ -150,7 +164,8 @@ class OnPolicyAgent(ABC):
         if t >= 0:
             self._note_outcome(t, timestep, slots)
         t = self._times[slots.start] = t + 1
-        self.rollout.put_frame(t, slots, self._tensor(timestep.observation), self._tensor(timestep.is_first))
+        given = (timestep.observation, timestep.extra, timestep.reward, timestep.is_first)
+        self.rollout.put_step(t, slots, *map(self._tensor, given))
         if any(time < self.config.rollout_steps for time in self._times.values()):
             return None
         return self._learn()
@@ -158,8 +173,7 @@ class OnPolicyAgent(ABC):
     def _note_outcome(self, t: int, timestep: TimeStep, slots: slice) -> None:
         terminated = timestep.terminated | timestep.life_lost if self.config.end_on_life_loss else timestep.terminated
         end = terminated | timestep.truncated
-        reward = self.rewards(timestep, slots)
-        self.rollout.put_outcome(t, slots, *map(self._tensor, (reward, terminated, end, ~timestep.is_first)))
+        self.rollout.put_outcome(t, slots, *map(self._tensor, (self.rewards(timestep, slots), terminated, end)))
 
     def _tensor(self, array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(array).to(self.setting.device)
@@ -178,10 +192,10 @@ class OnPolicyAgent(ABC):
         return {**dict(zip([*metrics, "value/explained_variance"], values, strict=True)), "learning_rate": group["lr"]}
 
     def _batch(self) -> Batch:
-        """The rollout with its advantages, flattened."""
+        """The rollout with its advantages."""
         rollout, config = self.rollout, self.config
         with torch.no_grad(), autocast(self.setting):
-            rollout.values[-1] = self.network(rollout.stacks_at(rollout.steps, slice(None)))[1]
+            rollout.values[-1] = self.network(rollout.inputs_at(rollout.steps, slice(None)), self.state)[1][0]
         advantages = generalized_advantages(
             rollout.rewards, rollout.values, rollout.terminated, rollout.ends, rollout.mask, config.discount, config.gae_lambda
         )
@@ -189,23 +203,24 @@ class OnPolicyAgent(ABC):
         returns = advantages + values
         if config.normalize_advantages:
             advantages = normalized(advantages, weights)
-        fields = (rollout.actions, rollout.log_probs, values, advantages, returns, weights)
-        return Batch(*(field.flatten() for field in fields))
+        return Batch(rollout.actions, rollout.log_probs, values, advantages, returns, weights)
 
-    def gradient_step(self, rollout: Batch, indices: Tensor) -> dict[str, Tensor]:
-        """One clipped gradient step on some samples of a rollout: indices (B,) into T * N."""
-        total = rollout.weights[indices].sum().clamp(min=1)
+    def gradient_step(self, rollout: Batch, units: Tensor) -> dict[str, Tensor]:
+        """One clipped gradient step on some units of a rollout, (B,): see `agents/rollout.py`."""
+        steps, slots, _ = self.rollout.unit(units)
+        total = rollout.weights[steps, slots].sum().clamp(min=1)
 
         def work(network: nn.Module, part: Tensor) -> dict[str, Tensor]:
-            batch = Batch(*(field[part] for field in rollout))
+            steps, slots, state = self.rollout.unit(part)
+            batch = Batch(*(field[steps, slots] for field in rollout))
             with autocast(self.setting):
-                logits, values = network(self.rollout.stacks(part // self.rollout.num_envs, part % self.rollout.num_envs))
+                logits, values, _ = network(self.rollout.inputs(steps, slots), state)
             loss, parts = self.loss(logits, values, batch)
             share = batch.weights.sum() / total
             (loss * share).backward()  # type: ignore[no-untyped-call]
             return {name: value.detach() * share for name, value in {**parts, "loss/total": loss}.items()}
 
-        metrics = self.shards.gradients(work, indices)
+        metrics = self.shards.gradients(work, units, self.rollout.chunk)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.max_grad_norm)
         self.optimizer.step()
         return {**metrics, "gradient/norm": norm}
@@ -235,16 +250,16 @@ def frozen_player(
     config: OnPolicyConfig, game: GameDescription, weights: dict[str, Tensor], device: torch.device, num_envs: int, policy: str
 ) -> NetworkPlayer:
     """Trained weights at play: `sample` draws from the policy, `greedy` takes its likeliest action."""
-    network = ActorCritic(game, config.frame_stack, config.torso).to(device)
+    network = ActorCritic(game, config.frame_stack, config.torso, config.memory).to(device)
     network.load_state_dict(weights)
 
-    def play(stacks: Tensor) -> tuple[Tensor, Tensor]:
-        logits, values = network(stacks)
+    def play(inputs: Inputs, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits, values, state = network(inputs, state)
         if policy == "greedy":
-            return nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).float(), values
-        return logits.softmax(-1), values
+            return nn.functional.one_hot(logits[0].argmax(-1), logits.shape[-1]).float(), values[0], state
+        return logits[0].softmax(-1), values[0], state
 
-    return NetworkPlayer(play, num_envs, config.frame_stack, game, device)
+    return NetworkPlayer(play, num_envs, config.frame_stack, game, device, network.state_size)
 
 
 def explained_variance(values: Tensor, returns: Tensor, weights: Tensor) -> Tensor:

@@ -45,8 +45,8 @@ def ppo_loss(
     """The clipped objective, negated to be minimised.
 
     Args:
-        logits: (B, A) of the policy that learns.
-        values: (B,) of the critic that learns.
+        logits: (..., A) of the policy that learns.
+        values: (...) of the critic that learns.
         batch: What the policy that acted did, and how it turned out.
         clip: Distance from 1 at which the ratio is clipped.
         value_clip: The same for values, in units of the value; None for no clipping.
@@ -85,11 +85,10 @@ class PPO(OnPolicyAgent):
 
     def update(self, rollout: Batch) -> dict[str, Tensor]:
         """Learn from a rollout; metrics are means over all minibatches."""
-        size = rollout.actions.shape[0]
         seen: list[dict[str, Tensor]] = []
         for _ in range(self.config.epochs):
-            order = torch.randperm(size, generator=self.generator, device=self.setting.device)
-            seen += [self.gradient_step(rollout, indices) for indices in order.chunk(self.config.minibatches)]
+            order = torch.randperm(self.rollout.num_units, generator=self.generator, device=self.setting.device)
+            seen += [self.gradient_step(rollout, units) for units in order.chunk(self.config.minibatches)]
         return {name: torch.stack([metrics[name] for metrics in seen]).mean() for name in seen[0]}
 
     def loss(self, logits: Tensor, values: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

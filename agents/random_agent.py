@@ -1,6 +1,7 @@
 """Plays every action equally often: the baseline that is measured and not looked up."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from agents.agent import Decision
 from envs.contract import TimeStep
@@ -13,7 +14,7 @@ class RandomPlayer:
         """Choose among `num_actions`."""
         self._num_actions = num_actions
 
-    def decide(self, timestep: TimeStep) -> Decision:
+    def decide(self, timestep: TimeStep, played: NDArray[np.integer]) -> Decision:
         """The same probability for each action, and no opinion of the value."""
         size = len(timestep.reward)
         return Decision(

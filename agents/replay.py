@@ -16,26 +16,26 @@ import torch
 from torch import Tensor
 
 from agents.frames import gather_stacks, next_age
-from envs.contract import InputError
+from envs.contract import GameDescription, InputError
 
 
 class Transitions(NamedTuple):
     """A batch sampled from replay."""
 
     stacks: Tensor  # (B, depth, *shape)
+    extra: Tensor  # (B, E) the numbers beside the picture
     actions: Tensor  # (B,)
     rewards: Tensor  # (B,) discounted sum of up to n steps
     discounts: Tensor  # (B,) weight of the value of `next_stacks`; 0 where the task was over
     next_stacks: Tensor  # (B, depth, *shape)
+    next_extra: Tensor  # (B, E)
     weights: Tensor  # (B,) 1, or 0 where the action was ignored
 
 
 class Replay:
     """The last `capacity` steps of N environments, in CPU memory."""
 
-    def __init__(
-        self, capacity: int, num_envs: int, depth: int, shape: tuple[int, ...], dtype: torch.dtype, n_step: int = 1
-    ) -> None:
+    def __init__(self, capacity: int, num_envs: int, depth: int, game: GameDescription, n_step: int = 1) -> None:
         """Lay out the memory (the system gives a frame its place when it is first written).
 
         It holds at least one stack with its window of `n_step` rewards, whatever the capacity.
@@ -45,17 +45,19 @@ class Replay:
         """
         self.num_envs, self.depth = num_envs, depth
         self.rows = max(-(-capacity // num_envs), depth + n_step + 1)
-        check_memory(self.rows * num_envs, bytes_per_step(shape, dtype))
-        self.frames = torch.empty((self.rows, num_envs, *shape), dtype=dtype)
+        dtype = getattr(torch, game.observation_dtype)
+        check_memory(self.rows * num_envs, bytes_per_step(game.observation_shape, dtype, game.extra_size))
+        self.frames = torch.empty((self.rows, num_envs, *game.observation_shape), dtype=dtype)
+        self.extra = torch.empty((self.rows, num_envs, game.extra_size))
         self.rewards = torch.zeros((self.rows, num_envs))
         self.age = torch.zeros((self.rows, num_envs), dtype=torch.uint8)
         self.actions = torch.zeros((self.rows, num_envs), dtype=torch.int16)
         self.terminated, self.ends, self.mask = torch.zeros((3, self.rows, num_envs), dtype=torch.bool)
 
-    def put_frame(self, t: int, slots: slice, observation: Tensor, is_first: Tensor) -> None:
+    def put_frame(self, t: int, slots: slice, observation: Tensor, extra: Tensor, is_first: Tensor) -> None:
         """Store the observation of step t, in place of the one that is `rows` steps older."""
         row = t % self.rows
-        self.frames[row, slots] = observation
+        self.frames[row, slots], self.extra[row, slots] = observation, extra
         self.age[row, slots] = next_age(self.age[row - 1, slots], is_first, self.depth)
 
     def put_outcome(self, t: int, slots: slice, reward: Tensor, terminated: Tensor, end: Tensor, mask: Tensor) -> None:
@@ -64,9 +66,10 @@ class Replay:
         self.rewards[row, slots], self.terminated[row, slots] = reward, terminated
         self.ends[row, slots], self.mask[row, slots] = end, mask
 
-    def stacks(self, t: Tensor, slots: Tensor) -> Tensor:
-        """Observations as the agent sees them: (B,), (B,) -> (B, depth, *shape)."""
-        return gather_stacks(self.frames, self.age, t % self.rows, slots, self.depth)
+    def seen(self, t: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Observations as the agent sees them, and the numbers beside: (B,), (B,) -> (B, depth, *shape), (B, E)."""
+        row = t % self.rows
+        return gather_stacks(self.frames, self.age, row, slots, self.depth), self.extra[row, slots]
 
     def span(self, newest: int, complete: int, n: int) -> tuple[int, int]:
         """First step that may be sampled, and the first that may no more.
@@ -98,19 +101,19 @@ class Replay:
             over |= going & self.terminated[row, slots]
             going = going & ~self.ends[row, slots]
         return Transitions(
-            self.stacks(t, slots),
+            *self.seen(t, slots),
             self.actions[t % self.rows, slots].long(),
             reward,
             discount**length * ~over,
-            self.stacks(t + length, slots),
+            *self.seen(t + length, slots),
             self.mask[t % self.rows, slots].float(),
         )
 
 
-def bytes_per_step(shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    """Memory of one step in bytes: its frame, reward, age, action and three flags."""
+def bytes_per_step(shape: tuple[int, ...], dtype: torch.dtype, extra: int = 0) -> int:
+    """Memory of one step in bytes: its frame, the numbers beside it, reward, age, action and three flags."""
     frame = torch.Size(shape).numel() * dtype.itemsize
-    return frame + 4 + 1 + 2 + 3
+    return frame + 4 * extra + 4 + 1 + 2 + 3
 
 
 def check_memory(steps: int, bytes_a_step: int) -> None:

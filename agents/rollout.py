@@ -2,14 +2,18 @@
 
 frame:      rows 0 .. depth-2      the stack's past, carried over from the rollout before
             rows depth-1 ..        one a step; the last row is the observation after step T-1, which opens the next rollout
+step t:     what the environment gave beside the frame; the last row, T, opens the next rollout too
 decision t: action, log-probability, value of frame t
 outcome t:  reward, terminated, end, mask: what action t brought, read from the step after it
+unit:       `chunk` steps in a row of one environment, which a memory learns from together, and its state before them
 """
 
 import torch
 from torch import Tensor
 
 from agents.frames import blacken, gather_stacks, next_age
+from agents.networks import Inputs
+from envs.contract import GameDescription
 
 
 def generalized_advantages(
@@ -47,36 +51,57 @@ class Rollout:
     """T steps of N environments, each frame stored once."""
 
     def __init__(
-        self, steps: int, num_envs: int, depth: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+        self, steps: int, num_envs: int, depth: int, game: GameDescription, device: torch.device, chunk: int = 1, state: int = 0
     ) -> None:
-        """Lay out the memory; `depth` is the number of frames in a stack."""
-        self.steps, self.num_envs, self.depth = steps, num_envs, depth
+        """Lay out the memory; `depth` is the number of frames in a stack, `state` the size of a memory's state."""
+        self.steps, self.num_envs, self.depth, self.chunk = steps, num_envs, depth, chunk
+        self.num_units = steps // chunk * num_envs
 
-        def table(dtype: torch.dtype, rows: int = steps) -> Tensor:
-            return torch.zeros((rows, num_envs), dtype=dtype, device=device)
+        def table(dtype: torch.dtype, rows: int = steps, *shape: int) -> Tensor:
+            return torch.zeros((rows, num_envs, *shape), dtype=dtype, device=device)
 
-        self.frames = torch.zeros((steps + depth, num_envs, *shape), dtype=dtype, device=device)
+        self.frames = table(getattr(torch, game.observation_dtype), steps + depth, *game.observation_shape)
         self.age = table(torch.uint8, steps + depth)
-        self.actions = table(torch.int64)
+        self.extra = table(torch.float32, steps + 1, game.extra_size)
+        self.is_first = table(torch.bool, steps + 1)
+        self.last_actions, self.last_rewards = table(torch.int64, steps + 1), table(torch.float32, steps + 1)
+        self.states = table(torch.float32, steps // chunk, state)
         self.log_probs = table(torch.float32)
         self.values = table(torch.float32, steps + 1)
         self.rewards = table(torch.float32)
-        self.terminated, self.ends, self.mask = table(torch.bool), table(torch.bool), table(torch.bool)
+        self.terminated, self.ends = table(torch.bool), table(torch.bool)
 
-    def put_frame(self, t: int, slots: slice, observation: Tensor, is_first: Tensor) -> None:
-        """Store the observation of step t."""
+    @property
+    def actions(self) -> Tensor:
+        """(T, N), the last action of the step after each."""
+        return self.last_actions[1:]
+
+    @property
+    def mask(self) -> Tensor:
+        """(T, N) False where the action was ignored, because the step after it opens an episode."""
+        return ~self.is_first[1:]
+
+    def put_step(self, t: int, slots: slice, observation: Tensor, extra: Tensor, reward: Tensor, is_first: Tensor) -> None:
+        """Store what the environment gave at step t."""
         row = t + self.depth - 1
         self.frames[row, slots] = observation
         self.age[row, slots] = next_age(self.age[row - 1, slots], is_first, self.depth)
+        self.extra[t, slots], self.last_rewards[t, slots], self.is_first[t, slots] = extra, reward, is_first
 
-    def put_outcome(self, t: int, slots: slice, reward: Tensor, terminated: Tensor, end: Tensor, mask: Tensor) -> None:
+    def put_decision(self, t: int, slots: slice, action: Tensor, log_prob: Tensor, value: Tensor, state: Tensor) -> None:
+        """Store what was done at step t; `state` is the memory's before it."""
+        self.actions[t, slots], self.log_probs[t, slots], self.values[t, slots] = action, log_prob, value
+        if t % self.chunk == 0:
+            self.states[t // self.chunk, slots] = state
+
+    def put_outcome(self, t: int, slots: slice, reward: Tensor, terminated: Tensor, end: Tensor) -> None:
         """Store what action t brought."""
-        self.rewards[t, slots], self.terminated[t, slots], self.ends[t, slots], self.mask[t, slots] = (
-            reward,
-            terminated,
-            end,
-            mask,
-        )
+        self.rewards[t, slots], self.terminated[t, slots], self.ends[t, slots] = reward, terminated, end
+
+    def inputs_at(self, t: int, slots: slice) -> Inputs:
+        """What the agent sees at step t: (1, slots, ...)."""
+        beside = (self.extra, self.last_actions, self.last_rewards, self.is_first)
+        return Inputs(self.stacks_at(t, slots)[None], *(table[t : t + 1, slots] for table in beside))
 
     def stacks_at(self, t: int, slots: slice) -> Tensor:
         """Observations of step t as the agent sees them: (slots, depth, *shape)."""
@@ -87,11 +112,21 @@ class Rollout:
         back = torch.arange(self.depth - 1, -1, -1, device=stacks.device)
         return blacken(stacks, self.age[t + self.depth - 1, slots][:, None].int() < back)
 
-    def stacks(self, t: Tensor, slots: Tensor) -> Tensor:
-        """Observations as the agent sees them: (B,), (B,) -> (B, depth, *shape)."""
-        return gather_stacks(self.frames, self.age, t + self.depth - 1, slots, self.depth)
+    def unit(self, units: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Where some units lie: (B,) -> steps (chunk, B), slots (B,), the memory's states before them (B, state)."""
+        chunks, slots = units // self.num_envs, units % self.num_envs
+        steps = chunks * self.chunk + torch.arange(self.chunk, device=units.device)[:, None]
+        return steps, slots, self.states[chunks, slots]
+
+    def inputs(self, t: Tensor, slots: Tensor) -> Inputs:
+        """What the agent saw: (L, B), (B,) -> (L, B, ...)."""
+        stacks = gather_stacks(self.frames, self.age, t + self.depth - 1, slots, self.depth)
+        beside = (self.extra, self.last_actions, self.last_rewards, self.is_first)
+        return Inputs(stacks, *(table[t, slots] for table in beside))
 
     def carry_over(self) -> None:
         """Make the last observation, with its past, the first of the next rollout."""
         self.frames[: self.depth] = self.frames[-self.depth :].clone()
         self.age[: self.depth] = self.age[-self.depth :].clone()
+        for table in (self.extra, self.last_actions, self.last_rewards, self.is_first):
+            table[0] = table[-1]

@@ -29,17 +29,18 @@ class Shards:
                 own.data = shared.data
         self._pool = ThreadPoolExecutor(count, "shard", initializer=lambda: torch.set_num_threads(1)) if count > 1 else None
 
-    def gradients(self, work: Work, indices: Tensor) -> Metrics:
+    def gradients(self, work: Work, indices: Tensor, samples: int = 1) -> Metrics:
         """Leave the gradient of a whole batch in the network; (B,) indices are split between the threads.
 
         Args:
             work: Adds its part's share of the gradient to the network it is given, and returns its share of each metric.
-            indices: Samples of the batch.
+            indices: What the batch is made of.
+            samples: How many samples stand behind each index.
 
         Returns:
             The sums of the metrics.
         """
-        parts = indices.chunk(max(1, min(len(self._replicas), len(indices) // SMALLEST)))
+        parts = indices.chunk(max(1, min(len(self._replicas), len(indices) * samples // SMALLEST)))
         for replica in self._replicas:
             replica.zero_grad(set_to_none=True)
         if self._pool is None or len(parts) == 1:

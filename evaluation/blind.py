@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, cycle, repeat
 
 import numpy as np
+from numpy.typing import NDArray
 
 from agents.agent import Decision
 from envs.contract import GameDescription, TimeStep
@@ -28,7 +29,7 @@ class ScriptPlayer:
         self._script, self._game = script, game
         self._running = [script(game) for _ in range(num_envs)]
 
-    def decide(self, timestep: TimeStep) -> Decision:
+    def decide(self, timestep: TimeStep, played: NDArray[np.integer]) -> Decision:
         """The script's next action, for certain."""
         probabilities = np.zeros((len(self._running), self._game.num_actions), np.float32)
         for slot, is_first in enumerate(timestep.is_first):

@@ -131,15 +131,17 @@ class _Table:
 
 def _play(envs: Envs, player: Player, tables: list[_Table], watching: dict[int, Watcher]) -> None:
     decision: Decision | None = None
+    actions = np.zeros(len(tables), np.int64)
     while True:
         timestep = envs.recv(0)
         for slot, table in enumerate(tables):
             _count(slot, table, timestep, envs, decision, watching)
         if all(table.done for table in tables):
             return
-        decision = player.decide(timestep)
-        actions = [table.draw(probabilities) for table, probabilities in zip(tables, decision.probabilities, strict=True)]
-        envs.send(np.asarray(actions), 0)
+        decision = player.decide(timestep, actions)
+        drawn = [table.draw(probabilities) for table, probabilities in zip(tables, decision.probabilities, strict=True)]
+        actions = np.asarray(drawn, np.int64)
+        envs.send(actions, 0)
 
 
 def _count(

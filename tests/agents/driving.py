@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agents.agent import Agent, Setting
+from agents.agent import Agent, Decision, Player, Setting
+from agents.networks import Inputs
 from agents.registry import ALGORITHMS
 from envs.contract import GameDescription, GameProtocol, ProtocolOptions, TimeStep
 from envs.registered import RegisteredGame
@@ -40,14 +41,16 @@ PROTOCOL = GameProtocol(
 )
 
 
-def describe(shape: tuple[int, ...] = (3,), dtype: str = "float32", actions: int = 4, skip: int = 1) -> GameDescription:
+def describe(
+    shape: tuple[int, ...] = (3,), dtype: str = "float32", actions: int = 4, skip: int = 1, extra: int = 0, tokens: int = 0
+) -> GameDescription:
     """A game that nobody plays."""
     return GameDescription(
         protocol=dataclasses.replace(PROTOCOL, size=shape, frame_skip=(skip, skip)),
         observation_shape=shape,
         observation_dtype=dtype,
-        extra_size=0,
-        num_tokens=0,
+        extra_size=extra,
+        num_tokens=tokens,
         action_names=tuple(map(str, range(actions))),
         screen_shape=None,
         frames_per_second=60.0,
@@ -131,6 +134,7 @@ def draw_tape(
     lost: float = 0.05,
     life: float = 0.0,
     frames: int = 1,
+    extra: int = 0,
     seed: int = 0,
 ) -> Tape:
     """A tape of random numbers, with the given shares of terminations, truncations, lost episodes and lost lives."""
@@ -149,7 +153,7 @@ def draw_tape(
     return Tape(
         TimeStep(
             observation=observation,
-            extra=np.zeros((*size, 0), np.float32),
+            extra=rng.normal(size=(*size, extra)).astype(np.float32),
             reward=np.where(is_first, 0, rng.normal(size=size)).astype(np.float32),
             terminated=terminated,
             truncated=truncated,
@@ -207,6 +211,19 @@ def drive(agent: Agent, envs: Any, steps: int) -> list[dict[str, float]]:
 def play_tape(agent: Agent, tape: Tape) -> list[dict[str, float]]:
     """Drive an agent through a whole tape, from its beginning."""
     return drive(agent, tape.rewind(len(tape.groups)), tape.length)
+
+
+def inputs_of(stacks: torch.Tensor, extra: torch.Tensor | None = None) -> tuple[Inputs, torch.Tensor]:
+    """What a network without a memory is given: (B, depth, *shape) as one step, and a state without numbers."""
+    size = len(stacks)
+    extra = torch.zeros(size, 0) if extra is None else extra
+    no, zero = torch.zeros(1, size, dtype=torch.bool), torch.zeros(1, size)
+    return Inputs(stacks[None], extra[None], zero.long(), zero, no), torch.zeros(size, 0)
+
+
+def decide(player: Player, step: TimeStep, played: NDArray[np.int64] | None = None) -> Decision:
+    """What a player thinks, of first steps unless it is told what was played."""
+    return player.decide(step, np.zeros(len(step.reward), np.int64) if played is None else played)
 
 
 def look(observations: Sequence[Any]) -> TimeStep:

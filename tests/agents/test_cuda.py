@@ -8,7 +8,7 @@ import torch
 
 from agents.agent import Setting
 from agents.registry import ALGORITHMS
-from tests.agents.driving import configure, describe, draw_tape, play_tape, split
+from tests.agents.driving import configure, decide, describe, draw_tape, play_tape, split
 
 pytestmark = [
     pytest.mark.gpu,
@@ -79,7 +79,7 @@ def test_learns_and_plays(algorithm, precision):
     assert all(weight.isfinite().all() for weight in state["weights"].values())
     row = ALGORITHMS[algorithm]
     player = row.player(agent.config, game, state["weights"], torch.device("cuda"), 4, row.policies[0])
-    decision = player.decide(draw_tape(1, 4, shape=game.observation_shape, dtype="uint8").at(0))
+    decision = decide(player, draw_tape(1, 4, shape=game.observation_shape, dtype="uint8").at(0))
     assert decision.probabilities.sum(1) == pytest.approx(np.ones(4), abs=1e-5)
 
 

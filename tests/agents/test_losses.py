@@ -17,7 +17,7 @@ from agents.networks import MLP
 from agents.on_policy import Batch, explained_variance, masked_mean, normalized, policy_terms
 from agents.ppo import ppo_loss
 from agents.replay import Transitions
-from tests.agents.driving import build, configure, describe, draw_tape, play_tape
+from tests.agents.driving import build, configure, describe, draw_tape, inputs_of, play_tape
 
 SIZE, ACTIONS = 3, 4
 
@@ -117,10 +117,12 @@ def transitions(rewards, discounts, actions=None, weights=None):
     count = len(rewards)
     return Transitions(
         stacks=torch.zeros(0),
+        extra=torch.zeros(0),
         actions=torch.tensor([0] * count if actions is None else actions),
         rewards=torch.tensor(rewards),
         discounts=torch.tensor(discounts),
         next_stacks=torch.zeros(0),
+        next_extra=torch.zeros(0),
         weights=torch.ones(count) if weights is None else torch.tensor(weights),
     )
 
@@ -406,9 +408,8 @@ def test_ppo_far_from_the_policy_that_acted_is_stable_baselines3s(value_clip):
 
     batch = Batch(actions, old_log_probs, old_values, advantages, returns, torch.ones(count))
     optimizer = torch.optim.SGD(ours.network.parameters(), lr=RATE)
-    loss, parts = ppo_loss(
-        *ours.network(observations[:, None]), batch, clip=0.2, value_clip=value_clip, entropy=0.05, value=0.5
-    )
+    logits, value, _ = ours.network(*inputs_of(observations[:, None]))
+    loss, parts = ppo_loss(logits[0], value[0], batch, clip=0.2, value_clip=value_clip, entropy=0.05, value=0.5)
     loss.backward()
     optimizer.step()
     assert_equal_weights(theirs.policy, ours.network, ACTOR_CRITIC, before)
@@ -455,7 +456,8 @@ def test_dqns_update_is_stable_baselines3s(max_grad_norm):
     )
     theirs.train(gradient_steps=1, batch_size=count)
 
-    batch = Transitions(observations[:, None], actions, rewards, discounts * ~over, following[:, None], torch.ones(count))
+    nothing, ones = torch.zeros(count, 0), torch.ones(count)
+    batch = Transitions(observations[:, None], nothing, actions, rewards, discounts * ~over, following[:, None], nothing, ones)
     loss, _, norm = ours._update(batch).tolist()
     assert 0.1 < norm < 100.0  # one of the two limits clips
     assert_equal_weights(theirs.q_net, ours.network, names, before)

@@ -10,9 +10,10 @@ from gymnasium.spaces import Box
 from torch import nn
 
 from agents.networks import MLP, ActorCritic, ImpalaResNet, NatureCNN, QNetwork, RamMLP, make_torso
-from tests.agents.driving import describe
+from tests.agents.driving import describe, inputs_of
 
 DEPTH, BATCH, ACTIONS = 4, 3, 5
+NOTHING = torch.zeros(BATCH, 0)
 GAMES = {
     "nature": (describe((1, 84, 84), "uint8", ACTIONS), "auto", NatureCNN),
     "nature colour": (describe((3, 60, 80), "uint8", ACTIONS), "nature", NatureCNN),
@@ -38,17 +39,19 @@ def test_shapes(name):
     before = stacks.clone()
     critic, values_of = ActorCritic(game, DEPTH, kind), QNetwork(game, DEPTH, kind)
     assert type(critic.torso) is type(values_of.torso) is torso
-    logits, values = critic(stacks)
+    logits, values, state = critic(*inputs_of(stacks))
+    logits, values = logits[0], values[0]
+    assert state.shape == (BATCH, 0)
     assert (logits.shape, values.shape) == ((BATCH, ACTIONS), (BATCH,))
-    assert values_of(stacks).shape == (BATCH, ACTIONS)
-    assert {logits.dtype, values.dtype, values_of(stacks).dtype} == {torch.float32}
+    assert values_of(stacks, NOTHING).shape == (BATCH, ACTIONS)
+    assert {logits.dtype, values.dtype, values_of(stacks, NOTHING).dtype} == {torch.float32}
     assert torch.equal(stacks, before)
     # each sample for itself, and every frame of the stack is seen
-    torch.testing.assert_close(critic(stacks[1:2])[1], values[1:2], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(critic(*inputs_of(stacks[1:2]))[1][0], values[1:2], atol=1e-3, rtol=1e-3)
     for frame in range(DEPTH):
         changed = stacks.clone()
         changed[:, frame] = 0
-        assert not torch.allclose(critic(changed)[1], values)
+        assert not torch.allclose(critic(*inputs_of(changed))[1][0], values)
 
 
 @pytest.mark.parametrize("name", GAMES)
@@ -57,9 +60,9 @@ def test_bfloat16_is_close(name):
     torch.manual_seed(0)
     network = ActorCritic(game, DEPTH, kind)
     stacks = stacks_of(game)
-    logits, values = network(stacks)
+    logits, values, _ = network(*inputs_of(stacks))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        low_logits, low_values = network(stacks)
+        low_logits, low_values, _ = network(*inputs_of(stacks))
     assert low_logits.dtype == low_values.dtype == torch.float32
     assert not torch.equal(low_values, values)  # it was another precision
     torch.testing.assert_close(low_logits, logits, atol=0.01, rtol=0.05)
@@ -122,5 +125,5 @@ def test_initial_weights():
         short = layer.weight if layer.weight.shape[0] == rows else layer.weight.T
         torch.testing.assert_close(short @ short.T, gain**2 * torch.eye(rows), atol=1e-5, rtol=0)
         assert not layer.bias.any()
-    logits, _ = network(stacks_of(game))
+    logits, _, _ = network(*inputs_of(stacks_of(game)))
     assert logits.softmax(-1).min() > 1 / ACTIONS - 0.02  # it begins undecided

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from agents.registry import ALGORITHMS
-from tests.agents.driving import build, configure, describe, draw_tape, play_tape
+from tests.agents.driving import build, configure, decide, describe, draw_tape, play_tape
 
 GAME = describe((5,), "uint8")
 DEPTH = 3
@@ -30,7 +30,7 @@ def test_probabilities(algorithm):
     tape = draw_tape(20, 4, shape=(5,), dtype="uint8", seed=5)
     policies = {name: player_of(algorithm, agent, 4, name) for name in ("greedy", ALGORITHMS[algorithm].policies[0])}
     for t in range(tape.length):
-        greedy, usual = (player.decide(tape.at(t)) for player in policies.values())
+        greedy, usual = (decide(player, tape.at(t)) for player in policies.values())
         assert greedy.probabilities.shape == (4, 4)
         assert greedy.probabilities.dtype == usual.values.dtype == np.float32
         assert sorted(set(greedy.probabilities.flatten().tolist())) == [0, 1]
@@ -50,12 +50,12 @@ def test_a_player_sees_its_own_episode_and_no_other(algorithm):
     fresh = [None] * 4
     compared = 0
     for t in range(tape.length):
-        decision = player.decide(tape.at(t))
+        decision = decide(player, tape.at(t))
         for slot in range(4):
             if tape.steps.is_first[t, slot]:
                 fresh[slot] = player_of(algorithm, agent, 1, policy)
                 compared += t > 0
-            alone = fresh[slot].decide(tape.at(t, slice(slot, slot + 1)))
+            alone = decide(fresh[slot], tape.at(t, slice(slot, slot + 1)))
             assert decision.probabilities[slot] == pytest.approx(alone.probabilities[0], abs=1e-5)
             assert decision.values[slot] == pytest.approx(alone.values[0], abs=1e-5)
     assert compared > 10
@@ -66,10 +66,10 @@ def test_a_player_is_frozen(algorithm):
     agent = trained(algorithm)
     first = draw_tape(1, 4, shape=(5,), dtype="uint8", seed=5).at(0)
     player = player_of(algorithm, agent, 4, "greedy")
-    before = player.decide(first).values
+    before = decide(player, first).values
     play_tape(agent, draw_tape(61, 4, shape=(5,), dtype="uint8", seed=6))
-    assert np.array_equal(player.decide(first).values, before)
-    assert not np.array_equal(player_of(algorithm, agent, 4, "greedy").decide(first).values, before)
+    assert np.array_equal(decide(player, first).values, before)
+    assert not np.array_equal(decide(player_of(algorithm, agent, 4, "greedy"), first).values, before)
 
 
 @pytest.mark.parametrize("algorithm", ["a2c", "ppo"])
@@ -80,7 +80,7 @@ def test_a_player_samples_with_the_probabilities_that_training_noted(algorithm):
     agent.load_state_dict(agent.state_dict())  # a new rollout, which is not full yet
     play_tape(agent, tape)
     for t in range(5):
-        decision = player.decide(tape.at(t))
+        decision = decide(player, tape.at(t))
         noted = agent.rollout.log_probs[t].exp().numpy()
         assert decision.probabilities[range(4), tape.actions[t]] == pytest.approx(noted, abs=1e-5)
         assert decision.values == pytest.approx(agent.rollout.values[t].numpy(), abs=1e-4)
@@ -88,5 +88,5 @@ def test_a_player_samples_with_the_probabilities_that_training_noted(algorithm):
 
 def test_dqn_plays_one_action_in_a_thousand_at_random():
     agent = trained("dqn")
-    decision = player_of("dqn", agent, 4, "epsilon 0.001").decide(draw_tape(1, 4, shape=(5,), dtype="uint8").at(0))
+    decision = decide(player_of("dqn", agent, 4, "epsilon 0.001"), draw_tape(1, 4, shape=(5,), dtype="uint8").at(0))
     assert np.sort(decision.probabilities, 1) == pytest.approx(np.array([[0.00025] * 3 + [0.99925]] * 4))

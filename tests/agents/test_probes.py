@@ -6,7 +6,7 @@ import torch
 
 from agents.registry import ALGORITHMS
 from envs.workers import WorkerEnvs
-from tests.agents.driving import Games, build, configure, drive, look
+from tests.agents.driving import Games, build, configure, decide, drive, look
 from tests.agents.probes import DISCOUNT, PROBES, Known
 
 # For each algorithm the settings that it has: plain, small and quick. A new algorithm finds its own among them or in OWN.
@@ -40,7 +40,7 @@ def assert_knows(algorithm, agent, game, known: Known):
     row = ALGORITHMS[algorithm]
     weights = agent.state_dict()["weights"]
     player = row.player(agent.config, game, weights, torch.device("cpu"), len(known.seen), row.policies[0])
-    decision = player.decide(look(np.array(known.seen, np.float32)[:, None]))
+    decision = decide(player, look(np.array(known.seen, np.float32)[:, None]))
     if known.values is not None:
         assert decision.values == pytest.approx(known.values, abs=TOLERANCE)
     if known.actions is not None:

@@ -70,7 +70,7 @@ class Filled:
     """A replay and the model, put the same, group by group."""
 
     def __init__(self, rows: int, num_envs: int, groups: int, depth: int) -> None:
-        self.replay = Replay(rows * num_envs, num_envs, depth, (1,), torch.float32)
+        self.replay = Replay(rows * num_envs, num_envs, depth, describe((1,), extra=1))
         self.models = [Model() for _ in range(num_envs)]
         self.groups = split(num_envs, groups)
         self.times = [-1] * groups
@@ -85,7 +85,8 @@ class Filled:
             over = column["terminated"] | column["life_lost"]
             self.replay.put_outcome(t, slots, column["reward"], over, over | column["truncated"], ~column["is_first"])
         t = self.times[group] = t + 1
-        self.replay.put_frame(t, slots, column["frame"][:, None], column["is_first"])
+        frame = column["frame"][:, None]
+        self.replay.put_frame(t, slots, frame, -frame, column["is_first"])
         self.replay.actions[t % self.replay.rows, slots] = column["action"].to(self.replay.actions.dtype)
         for model, moment in zip(self.models[slots], moments, strict=True):
             model.moments.append(moment)
@@ -114,12 +115,14 @@ class Filled:
             action, reward, discount, following, weight = model.transition(t, depth, n)
             assert found.weights[i] == weight
             assert found.stacks[i, :, 0].tolist() == model.stack(t, depth)
+            assert found.extra[i].tolist() == [-model.moments[t].frame]
             assert found.actions[i] == action
             if weight:
                 assert found.rewards[i] == reward
                 assert found.discounts[i] == discount
             if following is not None:
                 assert found.next_stacks[i, :, 0].tolist() == following
+                assert found.next_extra[i].tolist() == [-following[-1]]
         return len(times)
 
 
@@ -191,12 +194,12 @@ def test_a_million_pictures_fit_into_7_3_gigabytes():
     assert 1_000_000 * bytes_per_step((1, 84, 84), torch.uint8) <= 7.3e9
 
 
-@pytest.mark.parametrize(("shape", "dtype"), [((1, 84, 84), torch.uint8), ((128,), torch.uint8), ((4,), torch.float32)])
-def test_the_bytes_counted_are_the_bytes_taken(shape, dtype):
-    replay = Replay(40, 4, 4, shape, dtype)
+@pytest.mark.parametrize(("shape", "dtype", "extra"), [((1, 84, 84), "uint8", 0), ((128,), "uint8", 3), ((4,), "float32", 0)])
+def test_the_bytes_counted_are_the_bytes_taken(shape, dtype, extra):
+    replay = Replay(40, 4, 4, describe(shape, dtype, extra=extra))
     tensors = [value for value in vars(replay).values() if isinstance(value, torch.Tensor)]
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-    assert sum(storages.values()) == 40 * bytes_per_step(shape, dtype)
+    assert sum(storages.values()) == 40 * bytes_per_step(shape, getattr(torch, dtype), extra)
 
 
 def test_a_replay_that_does_not_fit_is_refused_with_the_sum(monkeypatch):

@@ -7,7 +7,7 @@ import torch
 from agents.frames import FrameStack
 from agents.on_policy import Batch, policy_terms
 from agents.rollout import Rollout
-from tests.agents.driving import Tape, build, configure, describe, draw_tape, play_tape
+from tests.agents.driving import Tape, build, configure, describe, draw_tape, inputs_of, play_tape
 
 SHAPE = (1, 2, 2)
 
@@ -29,6 +29,11 @@ def pictures(steps, num_envs, seed=0):
     return draw_tape(steps, num_envs, shape=SHAPE, dtype="uint8", seed=seed)
 
 
+def put_frame(rollout, t, observation, is_first):
+    size = len(is_first)
+    rollout.put_step(t, slice(None), observation, torch.zeros(size, 0), torch.zeros(size), is_first)
+
+
 @pytest.mark.parametrize("depth", [1, 2, 4])
 @pytest.mark.parametrize("num_envs", [1, 3])
 @pytest.mark.parametrize("length", [2, 10])
@@ -37,12 +42,12 @@ def test_stacks_for_acting_for_learning_and_of_a_player_are_the_same(length, num
     tape = pictures(3 * length + 1, num_envs)
     expected = torch.from_numpy(naive_stacks(tape, depth))
     everyone = slice(None)
-    rollout = Rollout(length, num_envs, depth, SHAPE, torch.uint8, torch.device("cpu"))
+    rollout = Rollout(length, num_envs, depth, describe(SHAPE, "uint8"), torch.device("cpu"))
     player = FrameStack(num_envs, depth, SHAPE, torch.uint8, torch.device("cpu"))
 
     def put(t, step):
         observation, is_first = (torch.from_numpy(part) for part in (step.observation, step.is_first))
-        rollout.put_frame(t, everyone, observation, is_first)
+        put_frame(rollout, t, observation, is_first)
         return player.push(observation, is_first, everyone)
 
     assert torch.equal(put(0, tape.at(0)), expected[0])
@@ -54,22 +59,22 @@ def test_stacks_for_acting_for_learning_and_of_a_player_are_the_same(length, num
             assert torch.equal(put(t + 1, tape.at(start + t + 1)), expected[start + t + 1])
         assert torch.equal(rollout.stacks_at(length, everyone), expected[start + length])  # whose value is asked for
         t, slots = (index.flatten() for index in np.indices((length, num_envs)))
-        learned = rollout.stacks(torch.from_numpy(t), torch.from_numpy(slots))
+        learned = rollout.inputs(torch.from_numpy(t)[None], torch.from_numpy(slots)).stacks[0]
         assert torch.equal(learned, expected[start + t, slots])
         rollout.carry_over()
 
 
 def test_a_stack_looks_back_into_the_rollout_before():
-    rollout = Rollout(2, 1, 3, (1,), torch.float32, torch.device("cpu"))
+    rollout = Rollout(2, 1, 3, describe((1,)), torch.device("cpu"))
     frame = iter(torch.arange(1.0, 10.0)[:, None, None])
-    rollout.put_frame(0, slice(None), next(frame), torch.tensor([True]))
+    put_frame(rollout, 0, next(frame), torch.tensor([True]))
     for _ in range(2):
         for t in (1, 2):
-            rollout.put_frame(t, slice(None), next(frame), torch.tensor([False]))
+            put_frame(rollout, t, next(frame), torch.tensor([False]))
         rollout.carry_over()
     # frames 1 ... 5; the last is the third rollout's first
     assert rollout.stacks_at(0, slice(None)).flatten().tolist() == [3, 4, 5]
-    rollout.put_frame(1, slice(None), next(frame), torch.tensor([True]))
+    put_frame(rollout, 1, next(frame), torch.tensor([True]))
     assert rollout.stacks_at(1, slice(None)).flatten().tolist() == [0, 0, 6]
     assert rollout.stacks_at(0, slice(None)).flatten().tolist() == [3, 4, 5]  # making a stack black leaves the frames alone
 
@@ -145,10 +150,10 @@ def test_what_is_stored_is_what_the_policy_that_acted_said(algorithm, groups):
                     if tape.steps.is_first[start + t - back, slot]:
                         break
         with torch.no_grad():
-            logits, values = agent.network(stacks.flatten(0, 1))
-        torch.testing.assert_close(stored["values"].flatten(), values, atol=1e-4, rtol=1e-4)
+            logits, values, _ = agent.network(*inputs_of(stacks.flatten(0, 1)))
+        torch.testing.assert_close(stored["values"].flatten(), values[0], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(
-            stored["log_probs"], policy_terms(logits[:24], actions.flatten())[0].view(6, 4), atol=1e-4, rtol=1e-4
+            stored["log_probs"], policy_terms(logits[0, :24], actions.flatten())[0].view(6, 4), atol=1e-4, rtol=1e-4
         )
         # what an action brought is in the step after it
         after = tape.at(slice(start + 1, start + 7))
@@ -156,8 +161,8 @@ def test_what_is_stored_is_what_the_policy_that_acted_said(algorithm, groups):
         assert np.array_equal(stored["terminated"], after.terminated)
         assert np.array_equal(stored["ends"], after.terminated | after.truncated)
         assert np.array_equal(stored["mask"], ~after.is_first)
-        assert torch.equal(batch.weights, stored["mask"].float().flatten())
-        assert torch.equal(batch.actions, actions.flatten())
+        assert torch.equal(batch.weights, stored["mask"].float())
+        assert torch.equal(batch.actions, actions)
 
 
 @pytest.mark.parametrize("algorithm", ["a2c", "dqn", "ppo"])

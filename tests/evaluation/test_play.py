@@ -108,7 +108,8 @@ def decide(player: ScriptPlayer, is_first: list[bool]) -> Decision:
     zeros = np.zeros(n, np.float32)
     flags = np.zeros(n, bool)
     extra = np.zeros((n, 0), np.float32)
-    return player.decide(TimeStep(zeros, extra, zeros, flags, flags, np.array(is_first), flags, np.zeros(n, np.int32)))
+    step = TimeStep(zeros, extra, zeros, flags, flags, np.array(is_first), flags, np.zeros(n, np.int32))
+    return player.decide(step, np.zeros(n, np.int64))
 
 
 @pytest.fixture
