@@ -1,4 +1,4 @@
-"""Six small environments whose values are known, each of which a certain mistake gets wrong.
+"""Seven small environments whose values are known, each of which a certain mistake gets wrong.
 
 `tests.agents.probes:One-v0` and so on. `PROBES` says what an agent has to know in the end.
 """
@@ -11,6 +11,7 @@ from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 
 DISCOUNT = 0.8
+RECALL_STEPS = 10
 Observation = NDArray[np.float32]
 
 
@@ -92,6 +93,25 @@ class Endless(Probe):
         return self.show(0.0), 1.0, False, False, {}
 
 
+class Recall(Probe):
+    """A cue, -1 or 1, is seen at the first step alone; at the tenth the action has to match it."""
+
+    action_space = Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps = 0
+        observation = self.show_sign()
+        self.cue = self.shown
+        return observation, {}
+
+    def step(self, action: np.int64) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        if self.steps < RECALL_STEPS:
+            return self.show(0.0), 0.0, False, False, {}
+        return self.show(0.0), 1.0 if action == (self.cue > 0) else -1.0, True, False, {}
+
+
 class Known(NamedTuple):
     """The truth of a probe, by what is seen."""
 
@@ -109,5 +129,5 @@ PROBES = {
     "Endless": Known((0.0,), (1 / (1 - DISCOUNT),)),
 }
 
-for _name in PROBES:
+for _name in (*PROBES, "Recall"):
     gymnasium.register(f"{_name}-v0", entry_point=f"{__name__}:{_name}", max_episode_steps=3 if _name == "Endless" else None)

@@ -1,10 +1,12 @@
 """Whole games, judged by a plain loop over Gymnasium's own environment."""
 
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from agents.agent import Decision
 from agents.random_agent import RandomPlayer
@@ -53,6 +55,27 @@ def test_levels_that_training_never_plays_are_evaluated_where_there_are_such(mon
     monkeypatch.setenv("PLAYFIELD_CACHE", str(tmp_path))
     _, game = play_games("dmlab30/rooms_collect_good_objects", NONE, random_player, range(1), seed=0)
     assert game.protocol.level == "contributed/dmlab30/rooms_collect_good_objects_test"
+
+
+class Listening(RandomPlayer):
+    """Keeps what it is told was played, and which games had just opened."""
+
+    told: list[int]
+    opened: list[bool]
+
+    def decide(self, timestep: TimeStep, played: NDArray[np.integer[Any]]) -> Decision:
+        self.told.append(int(played[0]))
+        self.opened.append(bool(timestep.is_first[0]))
+        return super().decide(timestep, played)
+
+
+def test_a_player_is_told_what_was_played() -> None:
+    player = Listening(2)
+    player.told, player.opened = [], []
+    episodes, _ = play_games("CartPole-v1", NONE, lambda *_: player, range(1), seed=0)
+    assert player.opened == [True] + [False] * (len(player.told) - 1)
+    assert player.told[1:] == episodes[0].actions[:-1]  # nobody decides behind the end
+    assert len(set(player.told)) == 2
 
 
 def test_a_game_that_is_cut_off_is_not_terminated() -> None:
