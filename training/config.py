@@ -129,7 +129,7 @@ class RunConfig(Generic[AgentConfig]):
     image_size: ImageSize | None = None
     """Height and width of the picture that the agent sees in a 3D world, in pixels, as in 72x128."""
     game_variables: bool = False
-    """Hand out the game's own numbers (health, ammunition) beside the picture, where it has some; no network uses them yet."""
+    """Hand out the game's own numbers (health, ammunition) beside the picture, where it has some."""
     lab_actions: Literal[9, 15] | None = None
     """Size of DeepMind Lab's action set: 9 as in IMPALA, 15 as in PopArt and R2D2."""
 
