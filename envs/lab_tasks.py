@@ -27,6 +27,10 @@ class LabTask(NamedTuple):
     has_instructions: bool
     """Whether the agent is told what to do in words."""
 
+    def human_normalized(self, score: float) -> float:
+        """(score - random) / (human - random)."""
+        return (score - self.random) / (self.human - self.random)
+
 
 def _task(name: str, random: float, human: float, *, two_versions: bool = False) -> LabTask:
     train, test = ("_train", "_test") if two_versions else ("", "")
@@ -66,6 +70,7 @@ TASKS = (
     _task("explore_object_rewards_many", 2.438, 106.7),
 )
 BY_NAME = {task.name: task for task in TASKS}
+BY_ID = {f"dmlab30/{task.name}": task for task in TASKS}
 
 
 def human_normalized_capped(scores: Mapping[str, float]) -> float:
@@ -83,5 +88,12 @@ def human_normalized_capped(scores: Mapping[str, float]) -> float:
     if scores.keys() != BY_NAME.keys():
         missing, foreign = sorted(BY_NAME.keys() - scores.keys()), sorted(scores.keys() - BY_NAME.keys())
         raise ValueError(f"expected a score of each of the {len(TASKS)} tasks; missing: {missing}; not among them: {foreign}")
-    shares = [min(1.0, (scores[task.name] - task.random) / (task.human - task.random)) for task in TASKS]
+    shares = [min(1.0, task.human_normalized(scores[task.name])) for task in TASKS]
     return 100.0 * sum(shares) / len(shares)
+
+
+def capped_mean(scores: Mapping[str, float]) -> float | None:
+    """`human_normalized_capped` of scores by id (`dmlab30/<name>`); None where they are not of all thirty."""
+    if scores.keys() != BY_ID.keys():
+        return None
+    return human_normalized_capped({BY_ID[env].name: score for env, score in scores.items()})

@@ -101,13 +101,13 @@ def game_class(env_id: str) -> type[Game]:
     return kind
 
 
-def tasks_of(env_id: str, num_envs: int) -> tuple[str, ...]:
-    """What each slot plays: the id itself, or by turns the games that it stands for."""
+def tasks_of(env_id: str) -> tuple[str, ...]:
+    """The ids that an id stands for: itself, or thirty for `dmlab30/all`. Slots of a run play them by turns."""
     if env_id == "dmlab30/all":
-        from envs.lab_tasks import TASKS
+        from envs.lab_tasks import BY_ID
 
-        return tuple(f"dmlab30/{TASKS[slot % len(TASKS)].name}" for slot in range(num_envs))
-    return (env_id,) * num_envs
+        return tuple(BY_ID)
+    return (env_id,)
 
 
 def make_game(env_id: str, options: ProtocolOptions) -> Game:

@@ -86,7 +86,8 @@ class WorkerEnvs:
         self.num_envs = num_envs
         size = num_envs // num_groups
         self.groups = tuple(slice(group * size, (group + 1) * size) for group in range(num_groups))
-        self.tasks = registry.tasks_of(env_id, num_envs)
+        tasks = registry.tasks_of(env_id)
+        self.tasks = tuple(tasks[slot % len(tasks)] for slot in range(num_envs))
         self.seeds = np.full(num_envs, -1, np.int64)
         self.lost_games = 0
         self._restart, self._recorded = restart, {slot: row for row, slot in enumerate(record)}

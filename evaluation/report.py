@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from evaluation.rules import Score, rules_in_words, same_rules
+from evaluation.scores import suite_line, suite_scores
 
 Baseline = Mapping[str, Any]  # one of its `baselines`
 Curve = Sequence[Mapping[str, float]]  # rows of metrics.jsonl
@@ -180,7 +181,8 @@ def _page(scores: Sequence[Score], sections: Sequence[Markup], command: str) -> 
             tag("style", Markup(STYLE)),
         ]
     )
-    body = [tag("h1", title), *sections, tag("h2", "How this was made"), tag("pre", command)]
+    wholes = [tag("p", "DMLab-30 ", suite_line(suite, mean), class_="big") for suite, mean in suite_scores(scores).items()]
+    body = [tag("h1", title), *wholes, *sections, tag("h2", "How this was made"), tag("pre", command)]
     return _joined([Markup("<!doctype html>\n"), tag("html", tag("head", head), tag("body", *body), lang="en"), Markup("\n")])
 
 
@@ -227,9 +229,7 @@ def _headline(score: Score) -> Markup:
         tag("p", _interval_in_words(score)),
     ]
     if score["human_normalized"] is not None:
-        human = (
-            f"Human-normalised {score['human_normalized']:.2f}: 0 is random play, 1 a professional tester, both as published."
-        )
+        human = f"Human-normalised {score['human_normalized']:.2f}: 0 is random play, 1 a human player, both as published."
         parts.append(tag("p", human, class_="soft"))
     if score.get("blind_note"):
         parts.append(tag("p", score["blind_note"], class_="warn"))

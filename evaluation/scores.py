@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from envs import lab_tasks
 from envs.contract import GameDescription, GameProtocol
 from evaluation import subjects
 from evaluation.baselines import baselines_for, game_of, human_normalized
@@ -90,9 +91,11 @@ def evaluate(subject: Subject, games: range, seed: int, videos: Sequence[Path] =
 
 def _score(subject: Subject, protocol: GameProtocol, episodes: list[Episode], seed: int) -> Score:
     estimates = summarize([episode.score for episode in episodes], [episode.frames for episode in episodes])
-    game = game_of(subject.env)
+    game, task = game_of(subject.env), lab_tasks.BY_ID.get(subject.env)
+    normalized = task.human_normalized(estimates.mean) if task else human_normalized(game, estimates.mean) if game else None
     return {
         "run": subject.name,
+        "suite": subject.suite,
         "kind": subject.algorithm if subject.algorithm in UNLEARNED else "agent",
         "algorithm": subject.algorithm,
         "env": subject.env,
@@ -108,7 +111,7 @@ def _score(subject: Subject, protocol: GameProtocol, episodes: list[Episode], se
             for episode in episodes
         ],
         **dataclasses.asdict(estimates),
-        "human_normalized": human_normalized(game, estimates.mean) if game else None,
+        "human_normalized": normalized,
         "baselines": [dataclasses.asdict(baseline) for baseline in baselines_for(protocol, game)] if game else [],
     }
 
@@ -118,6 +121,21 @@ def blind_scores(subject: Subject, episodes: Sequence[Episode], seed: int, games
     best = max(episodes, key=lambda episode: episode.score)
     blind = [subjects.blind_replay(subject, best.actions), *subjects.scripts_like(subject)]
     return [evaluate(each, range(_BLIND_FIRST, _BLIND_FIRST + games), seed)[0] for each in blind]
+
+
+def suite_scores(scores: Sequence[Score]) -> dict[str, float]:
+    """How much of human skill each subject has that played all tasks of DMLab-30, in percent: `human_normalized_capped`."""
+    suites: dict[str, dict[str, float]] = {}
+    for score in scores:
+        if score.get("suite"):
+            suites.setdefault(score["suite"], {})[score["env"]] = float(score["mean"])
+    capped = {suite: lab_tasks.capped_mean(means) for suite, means in suites.items()}
+    return {suite: mean for suite, mean in capped.items() if mean is not None}
+
+
+def suite_line(suite: str, mean: float) -> str:
+    """That figure in words."""
+    return f"{suite}: {mean:.1f} % of human skill, the mean of all thirty tasks, each capped at 100 %"
 
 
 def blind_note(agent: Score, blind: Sequence[Score]) -> str | None:

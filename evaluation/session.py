@@ -59,8 +59,9 @@ def _free_name(name: str, taken: Container[str]) -> str:
 
 def default_out(found: Sequence[Subject]) -> Path:
     """`videos/<run>`, or `videos/<first>+<n>` for several."""
-    more = f"+{len(found) - 1}" if len(found) > 1 else ""
-    return VIDEOS / f"{found[0].name}{more}"
+    names = list(dict.fromkeys(subject.suite or subject.name for subject in found))
+    more = f"+{len(names) - 1}" if len(names) > 1 else ""
+    return VIDEOS / f"{names[0]}{more}"
 
 
 def run(
@@ -95,10 +96,19 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     scores = _each_once([*asked, *blind])
     write_json(out / "scores.json", scores)
-    curves = {subject.name: metrics.read(subject.metrics) for subject in found if subject.metrics}
+    curves = {subject.name: _curve(subject, subject.metrics) for subject in found if subject.metrics}
     report.write_report(out / "report.html", scores, curves, recorded, command)
     tables.show(scores, console)
     return scores
+
+
+def _curve(subject: Subject, path: Path) -> list[dict[str, float]]:
+    """The rows of a learning curve; of one task among several, with this task's score as the score."""
+    rows = metrics.read(path)
+    if subject.suite is None:
+        return rows
+    own = f"score/mean_100/{subject.env}"
+    return [{**row, "score/mean_100": row[own]} for row in rows if own in row]
 
 
 def _each_once(scores: Sequence[Score]) -> list[Score]:

@@ -47,14 +47,30 @@ class Subject:
     make_player: MakePlayer
     metrics: Path | None = None
     """The learning curve."""
+    suite: str | None = None
+    """What all tasks together are called, where this is one of several that one agent plays."""
 
 
 def find(text: str, *, policy: str | None, device: str) -> list[Subject]:
-    """The subjects that a word on the command line names: one, or each script of a game.
+    """The subjects that a word on the command line names: one, each script of a game, or one for each task of an id.
 
     Raises:
         InputError: it names none; the message gives the nearest that exists.
     """
+    return [task for subject in _find(text, policy, device) for task in _each_task(subject)]
+
+
+def _each_task(subject: Subject) -> list[Subject]:
+    tasks = registry.tasks_of(subject.env)
+    if len(tasks) == 1:
+        return [subject]
+    return [
+        dataclasses.replace(subject, env=task, name=f"{subject.name}-{task.rpartition('/')[2]}", suite=subject.name)
+        for task in tasks
+    ]
+
+
+def _find(text: str, policy: str | None, device: str) -> list[Subject]:
     kind, _, env = text.partition(":")
     if kind == "random":
         return [_random(env)]
@@ -121,7 +137,8 @@ def scripts_like(subject: Subject) -> list[Subject]:
 def blind_replay(of: Subject, actions: Sequence[int]) -> Subject:
     """The baseline that repeats a game of an agent without looking."""
     player = script_player(lambda _: replay(actions))
-    return dataclasses.replace(of, name=f"blind-{of.name}", algorithm="blind replay", policy="script", make_player=player)
+    name = f"blind-{of.name}"
+    return dataclasses.replace(of, name=name, algorithm="blind replay", policy="script", make_player=player, suite=None)
 
 
 def _unlearned(kind: str, env: str, algorithm: str, policy: str, make_player: MakePlayer) -> Subject:

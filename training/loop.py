@@ -56,7 +56,7 @@ class Run:
         """Take what was built; `load` then continues from a checkpoint."""
         self.run_dir, self.total_frames, self.checkpoint_frames = run_dir, total_frames, checkpoint_frames
         self.envs, self.agent = envs, agent
-        self.scores = Scores(envs.num_envs)
+        self.scores = Scores(envs.tasks)
         self.clock = Clock()
         self._signal: int | None = None
 

@@ -1,23 +1,26 @@
 """The game's own scores of the games that training plays."""
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from envs.contract import TimeStep
+from envs.lab_tasks import capped_mean
 
 WINDOW = 100  # games
 
 
 class Scores:
-    """Adds up each slot's running game and remembers the last 100 finished ones."""
+    """Adds up each slot's running game and remembers the last 100 finished ones of each task."""
 
-    def __init__(self, num_envs: int) -> None:
-        """Start with no games."""
-        self._running = np.zeros(num_envs)
-        self._lengths = np.zeros(num_envs, np.int64)
-        self._last: deque[float] = deque(maxlen=WINDOW)
+    def __init__(self, tasks: Sequence[str]) -> None:
+        """Start with no games; `tasks` (N,) are what each slot plays."""
+        self._tasks = tuple(tasks)
+        self._running = np.zeros(len(tasks))
+        self._lengths = np.zeros(len(tasks), np.int64)
+        self._last: dict[str, deque[float]] = {task: deque(maxlen=WINDOW) for task in tasks}
         self._last_lengths: deque[int] = deque(maxlen=WINDOW)
         self.games = 0
         self.best: float | None = None
@@ -27,37 +30,55 @@ class Scores:
         self._running[slots] = np.where(timestep.is_first, 0.0, self._running[slots]) + timestep.reward
         self._lengths[slots] = np.where(timestep.is_first, 0, self._lengths[slots]) + timestep.frames
         for slot in np.flatnonzero(timestep.terminated | timestep.truncated) + slots.start:
-            self._finish(float(self._running[slot]), int(self._lengths[slot]))
+            self._finish(self._tasks[slot], float(self._running[slot]), int(self._lengths[slot]))
 
-    def _finish(self, score: float, frames: int) -> None:
-        self._last.append(score)
+    def _finish(self, task: str, score: float, frames: int) -> None:
+        self._last[task].append(score)
         self._last_lengths.append(frames)
         self.games += 1
         self.best = score if self.best is None else max(self.best, score)
 
     @property
+    def _means(self) -> dict[str, float]:
+        """Mean of the last 100 games of each task that has finished one."""
+        return {task: float(np.mean(last)) for task, last in self._last.items() if last}
+
+    @property
     def mean_100(self) -> float | None:
-        """Mean of the last 100 games; None before the first one ends."""
-        return float(np.mean(self._last)) if self._last else None
+        """Mean of the last 100 games, over several tasks the mean of theirs; None before the first game ends."""
+        means = self._means
+        return float(np.mean(list(means.values()))) if means else None
 
     def metrics(self) -> dict[str, float]:
         """What is logged; empty before the first game ends."""
-        if not self._last or self.best is None:
+        means, mean = self._means, self.mean_100
+        if mean is None or self.best is None:
             return {}
-        return {
-            "score/mean_100": float(np.mean(self._last)),
+        row = {
+            "score/mean_100": mean,
             "score/best": self.best,
             "score/games": self.games,
             "score/frames_per_game": float(np.mean(self._last_lengths)),
         }
+        if len(self._last) > 1:
+            row |= {f"score/mean_100/{task}": each for task, each in means.items()}
+            capped = capped_mean(means)
+            row |= {} if capped is None else {"score/human_normalized_capped": capped}
+        return row
 
     def state_dict(self) -> dict[str, Any]:
         """Finished games; running ones start anew."""
-        last, lengths = list(self._last), list(self._last_lengths)
-        return {"last": last, "last_lengths": lengths, "games": self.games, "best": self.best, "mean_100": self.mean_100}
+        return {
+            "last": {task: list(last) for task, last in self._last.items()},
+            "last_lengths": list(self._last_lengths),
+            "games": self.games,
+            "best": self.best,
+            "mean_100": self.mean_100,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back the finished games."""
-        self._last.extend(state["last"])
+        for task, last in state["last"].items():
+            self._last[task].extend(last)
         self._last_lengths.extend(state["last_lengths"])
         self.games, self.best = state["games"], state["best"]
