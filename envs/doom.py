@@ -107,6 +107,10 @@ class DoomGame:
             raise InputError(f"{env_id}: --game-variables, but this scenario shows none; leave the flag out")
         self.description = self._describe(most, options)
         self._screen = np.zeros((game.get_screen_height(), game.get_screen_width(), 3), np.uint8)
+        shrinks = max(self._screen.shape[0] / self._size[0], self._screen.shape[1] / self._size[1])
+        self._interpolation = (
+            cv2.INTER_AREA if shrinks >= 2 else cv2.INTER_LINEAR
+        )  # five times as fast, and misses no pixel there
         self._time = 0  # tics of the episode, those before the agent's first included
         self._twin: Any = None
         self._frames: list[NDArray[np.uint8]] = []
@@ -216,8 +220,8 @@ class DoomGame:
 
     def _show(self, observation: NDArray[np.generic], extra: NDArray[np.float32]) -> None:
         height, width = self._size
-        small = cv2.resize(self._screen, (width, height), interpolation=cv2.INTER_AREA)
-        observation[...] = np.moveaxis(small, -1, 0)
+        small = cv2.resize(self._screen, (width, height), interpolation=self._interpolation)
+        observation[...] = small.transpose(2, 0, 1)
         extra[:] = self._variables
 
     @contextlib.contextmanager

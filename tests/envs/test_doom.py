@@ -26,7 +26,9 @@ def room_for(game: DoomGame) -> tuple[np.ndarray, np.ndarray]:
 
 
 def picture_of(screen: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return np.moveaxis(cv2.resize(screen, size[::-1], interpolation=cv2.INTER_AREA), -1, 0)
+    return np.moveaxis(
+        cv2.resize(screen, size[::-1], interpolation=cv2.INTER_LINEAR if size == (72, 128) else cv2.INTER_AREA), -1, 0
+    )
 
 
 def reference(env_id: str, **settings: object) -> gymnasium.Env:
