@@ -9,8 +9,10 @@ Only the ratio means anything: the machine may be busy with something else.
 """
 
 import multiprocessing
+import os
 import statistics
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +71,7 @@ def bare_environment(env_id: str) -> gymnasium.Env[Any, Any]:
 
 def bare(env_id: str, seconds: float) -> float:
     """Agent steps a second of one environment in this process."""
+    os.chdir(tempfile.gettempdir())  # ViZDoom leaves its settings where it is started
     env = bare_environment(env_id)
     env.action_space.seed(0)
     env.reset(seed=0)

@@ -25,7 +25,7 @@ def _section(group: list[Score]) -> str:
 
 
 def _row(score: Score) -> str:
-    interval = "the same game" if score["ci95"] is None else "{:.1f} to {:.1f}".format(*score["ci95"])
+    interval = "few distinct games" if score["ci95"] is None else "{:.1f} to {:.1f}".format(*score["ci95"])
     frames = f"{score['frames'] / 1e6:.3g}M frames" if score["frames"] and "blind" not in score["algorithm"] else "-"
     cells: list[Any] = [
         f"`{score['run']}`",

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from envs import lab_tasks
+from envs import lab_tasks, registry
 from envs.contract import GameDescription, GameProtocol
 from evaluation import subjects
 from evaluation.baselines import baselines_for, game_of, human_normalized
@@ -54,7 +54,8 @@ class Recorder:
     def _open(self, game: GameDescription) -> VideoWriter:
         assert game.screen_shape is not None
         title = f"{self._subject.env}  {self._subject.algorithm}"
-        return VideoWriter(self._path, game.screen_shape, game.frames_per_second, game.action_names, title)
+        smooth = registry.is_world(self._subject.env)
+        return VideoWriter(self._path, game.screen_shape, game.frames_per_second, game.action_names, title, smooth=smooth)
 
     def finish(self, episode: Episode) -> None:
         """Close the file and write its card."""

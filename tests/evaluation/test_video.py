@@ -150,6 +150,24 @@ def test_pixels_stay_sharp(tmp_path: Path) -> None:
     assert frame[200, 279].mean() < 60 < 195 < frame[200, 280].mean()  # each pixel is 7 wide
 
 
+def test_a_smooth_picture_has_soft_edges_and_takes_fewer_bits(tmp_path: Path) -> None:
+    halves = np.zeros((1, 60, 80, 3), np.uint8)
+    halves[:, :, 40:] = 255
+    writer = writer_of(tmp_path / "edge.mp4", smooth=True)
+    add(writer, halves)
+    writer.close({})
+    (frame,) = decode(tmp_path / "edge.mp4")
+    assert 60 < frame[200, 279].mean() < frame[200, 280].mean() < 195
+    textures = np.random.default_rng(0).integers(60, 200, (20, 60, 80, 3), np.uint8)
+    sizes = []
+    for smooth in (False, True):
+        writer = writer_of(tmp_path / "textures.mp4", smooth=smooth)
+        add(writer, textures)
+        writer.close({})
+        sizes.append((tmp_path / "textures.mp4").stat().st_size)
+    assert sizes[1] < 0.6 * sizes[0]
+
+
 def test_folders_are_made(tmp_path: Path) -> None:
     assert recorded(tmp_path / "videos" / "run" / "game.mp4").is_file()
 
