@@ -11,29 +11,32 @@ BEGIN, END = "<!-- results -->\n", "<!-- /results -->"
 
 
 def results(zoo: Path) -> str:
-    """A table for each set of rules under which entries of the zoo were evaluated, as Markdown."""
+    """A row for each agent of the zoo, beside random play and the best that was played without looking, and their rules."""
     scores = [score for path in sorted(zoo.glob("*/scores.json")) for score in json.loads(path.read_text())]
-    return "\n".join(_section(group) for group in same_rules(scores))
+    groups = same_rules(scores)
+    lines = [
+        "| agent | mean score | 95 % interval | games | without looking | random | trained on | commit |",
+        f"|{'---|' * 8}",
+    ]
+    lines += [_row(score, group) for group in groups for score in group if score["kind"] == "agent"]
+    rules = [f"- `{group[0]['env']}`: {rules_in_words(group[0]['protocol'])}." for group in groups]
+    notes = [f"- {score['blind_note']}." for score in scores if score.get("blind_note")]
+    return "\n".join([*lines, "", *rules, *notes, ""])
 
 
-def _section(group: list[Score]) -> str:
-    lines = [f"`{group[0]['env']}` ({rules_in_words(group[0]['protocol'])}):", ""]
-    lines += ["| played by | mean score | 95 % interval | games | trained on | commit |", "|---|---|---|---|---|---|"]
-    lines += [_row(score) for score in sorted(group, key=lambda score: -float(score["mean"]))]
-    notes = [f"{score['blind_note']}." for score in group if score.get("blind_note")]
-    return "\n".join([*lines, "", *notes, ""] if notes else [*lines, ""])
-
-
-def _row(score: Score) -> str:
-    interval = "few distinct games" if score["ci95"] is None else "{:.1f} to {:.1f}".format(*score["ci95"])
-    frames = f"{score['frames'] / 1e6:.3g}M frames" if score["frames"] and "blind" not in score["algorithm"] else "-"
+def _row(agent: Score, group: list[Score]) -> str:
+    unseeing = [score for score in group if score["kind"] in ("script", "blind replay")]
+    random = [f"{score['mean']:.1f}" for score in group if score["kind"] == "random"]
+    best = max(unseeing, key=lambda score: float(score["mean"]), default=None)
     cells: list[Any] = [
-        f"`{score['run']}`",
-        f"{score['mean']:.1f}",
-        interval,
-        len(score["episodes"]),
-        frames,
-        score["commit"] or "-",
+        f"`{agent['run']}`",
+        f"{agent['mean']:.1f}",
+        "few distinct games" if agent["ci95"] is None else "{:.1f} to {:.1f}".format(*agent["ci95"]),
+        len(agent["episodes"]),
+        f"{best['mean']:.1f} ({best['kind']})" if best else "-",
+        random[0] if random else "-",
+        f"{agent['frames'] / 1e6:.3g}M frames",
+        agent["commit"] or "-",
     ]
     return f"| {' | '.join(map(str, cells))} |"
 

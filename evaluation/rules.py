@@ -32,13 +32,16 @@ def rules_in_words(protocol: Mapping[str, Any]) -> str:
     """A protocol in one line."""
     fewest, most = protocol["frame_skip"]
     cap, steps = protocol["max_episode_frames"], protocol["max_episode_steps"]
+    end, uncapped = f"a game ends at {protocol['episode_end']}", "never cut off"
+    if protocol["episode_end"] == "environment":
+        end, uncapped = "a game ends where the environment says so", "cut off by it alone"
     return ", ".join(
         [
             f"plays from {protocol['observation']}",
             f"frame skip {fewest}" if fewest == most else f"frame skip {fewest} to {most}",
             f"sticky actions {protocol['sticky']:g}",
             f"up to {protocol['noop_max']} no-op frames" if protocol["noop_max"] else "no no-ops",
-            f"a game ends at {protocol['episode_end']}",
-            f"cut off after {cap:,} frames" if cap else f"cut off after {steps:,} steps" if steps else "never cut off",
+            end,
+            f"cut off after {cap:,} frames" if cap else f"cut off after {steps:,} steps" if steps else uncapped,
         ]
     )
