@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 from evaluation.rules import Score, rules_in_words, same_rules
 from evaluation.scores import suite_line, suite_scores
+from training.scores import points
 
 Baseline = Mapping[str, Any]  # one of its `baselines`
 Curve = Sequence[Mapping[str, float]]  # rows of metrics.jsonl
@@ -462,9 +463,9 @@ def _points(curve: Curve) -> list[tuple[float, float]]:
 
 def _legend(lines: Mapping[str, Sequence[tuple[float, float]]]) -> Markup:
     entries = []
-    for index, (run, points) in enumerate(lines.items()):
+    for index, (run, line) in enumerate(lines.items()):
         swatch = tag("span", class_="swatch", style=f"background: {_colour(index)}")
-        frames, score = points[-1]
+        frames, score = line[-1]
         entries.append(tag("span", swatch, f"{run}: {_number(score)} after {_short(frames)} frames"))
     return tag("div", *entries, class_="legend soft")
 
@@ -584,7 +585,7 @@ def _number(value: float | None) -> str:
         return "-"
     if float(value).is_integer():
         return f"{value:,.0f}"
-    return f"{value:,.1f}" if abs(value) >= 10 else f"{value:,.2f}"
+    return points(value)
 
 
 def _interval(ends: Sequence[float] | None) -> str:

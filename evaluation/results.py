@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.rules import Score, rules_in_words, same_rules
+from training.scores import points
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- results -->\n", "<!-- /results -->"
@@ -26,14 +27,14 @@ def results(zoo: Path) -> str:
 
 def _row(agent: Score, group: list[Score]) -> str:
     unseeing = [score for score in group if score["kind"] in ("script", "blind replay")]
-    random = [f"{score['mean']:.1f}" for score in group if score["kind"] == "random"]
+    random = [points(score["mean"]) for score in group if score["kind"] == "random"]
     best = max(unseeing, key=lambda score: float(score["mean"]), default=None)
     cells: list[Any] = [
         f"`{agent['run']}`",
-        f"{agent['mean']:.1f}",
-        "few distinct games" if agent["ci95"] is None else "{:.1f} to {:.1f}".format(*agent["ci95"]),
+        points(agent["mean"]),
+        "few distinct games" if agent["ci95"] is None else " to ".join(map(points, agent["ci95"])),
         len(agent["episodes"]),
-        f"{best['mean']:.1f} ({best['kind']})" if best else "-",
+        f"{points(best['mean'])} ({best['kind']})" if best else "-",
         random[0] if random else "-",
         f"{agent['frames'] / 1e6:.3g}M frames",
         agent["commit"] or "-",

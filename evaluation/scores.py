@@ -20,6 +20,7 @@ from evaluation.play import Episode, play_games
 from evaluation.rules import Score
 from evaluation.subjects import UNLEARNED, Subject
 from evaluation.video import VideoWriter
+from training.scores import points
 
 BLIND_GAMES = 20
 _BLIND_FIRST = 1_000_000  # the blind baseline's games have seeds that the agent's never have
@@ -145,8 +146,8 @@ def blind_note(agent: Score, blind: Sequence[Score]) -> str | None:
     if best["mean"] < agent["mean"] - _NEAR * abs(agent["mean"]):
         return None
     return (
-        f"{best['run']} reaches {best['mean']:.1f} in {len(best['episodes'])} games without ever looking, "
-        f"and the agent {agent['mean']:.1f}: its score says little about what it sees"
+        f"{best['run']} reaches {points(best['mean'])} in {len(best['episodes'])} games without ever looking, "
+        f"and the agent {points(agent['mean'])}: its score says little about what it sees"
     )
 
 

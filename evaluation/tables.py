@@ -9,6 +9,7 @@ from rich.table import Table
 
 from evaluation.rules import Score, rules_in_words, same_rules
 from evaluation.scores import suite_line, suite_scores
+from training.scores import points
 
 MOST_ROWS = 8  # published scores shown a table
 
@@ -35,7 +36,7 @@ def _measured(scores: Sequence[Score]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for score in scores:
         human = score["human_normalized"]
-        cells = [f"{score['mean']:.1f}{_interval(score['ci95'])}", f"{score['median']:.1f}"]
+        cells = [points(score["mean"]) + _interval(score["ci95"]), points(score["median"])]
         table.add_row(
             score["run"].removesuffix(f"-{score['env']}"),
             *cells,
@@ -46,7 +47,7 @@ def _measured(scores: Sequence[Score]) -> Table:
 
 
 def _interval(ci95: Sequence[float] | None) -> str:
-    return "" if ci95 is None else f" ({ci95[0]:.1f} to {ci95[1]:.1f})"
+    return "" if ci95 is None else f" ({points(ci95[0])} to {points(ci95[1])})"
 
 
 def _notes(scores: Sequence[Score]) -> list[str]:
@@ -69,7 +70,7 @@ def _published(rows: Sequence[dict[str, Any]], comparable: bool) -> Table:
     table.add_column("source" if comparable else "differs in", no_wrap=True, overflow="ellipsis", style=style)
     for row in rows[:MOST_ROWS]:
         rules = ", ".join(difference.split()[0] for difference in row["differences"])
-        table.add_row(row["name"], f"{row['score']:,.1f}", row["source"] if comparable else rules)
+        table.add_row(row["name"], points(row["score"]), row["source"] if comparable else rules)
     if len(rows) > MOST_ROWS:
         table.caption = f"{len(rows) - MOST_ROWS} more, and all sources, in the report"
     return table

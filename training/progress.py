@@ -7,6 +7,8 @@ from time import monotonic
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from training.scores import points
+
 _WIDE = 110  # columns that everything fits into
 _SECONDS_BETWEEN_LINES = 30.0  # where there is no terminal
 
@@ -64,7 +66,7 @@ def score_text(row: Mapping[str, float]) -> str:
     """Mean of the last 100 games and the best game."""
     if "score/mean_100" not in row:
         return "no game over yet"
-    return f"score {row['score/mean_100']:.1f}, best {row['score/best']:.0f}"
+    return f"score {points(row['score/mean_100'])}, best {row['score/best']:,g}"
 
 
 def short(number: float) -> str:

@@ -82,3 +82,8 @@ class Scores:
             self._last[task].extend(last)
         self._last_lengths.extend(state["last_lengths"])
         self.games, self.best = state["games"], state["best"]
+
+
+def points(value: float) -> str:
+    """A score as it is printed: one decimal from 10 on, two below, where some games have all their points."""
+    return f"{value:,.1f}" if abs(value) >= 10 else f"{value:,.2f}"
