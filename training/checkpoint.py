@@ -132,8 +132,8 @@ def _score(checkpoint: Path) -> tuple[bool, float]:
     """Whether a checkpoint has the 100 games that a mean wants, and their mean; the lowest of all where it cannot be read."""
     try:
         scores = json.loads((checkpoint / "state.json").read_text())["scores"]
-        return len(scores["last"]) == WINDOW, float(scores["mean_100"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return all(len(games) == WINDOW for games in scores["last"].values()), float(scores["mean_100"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False, float("-inf")
 
 

@@ -66,7 +66,7 @@ def score_text(row: Mapping[str, float]) -> str:
     """Mean of the last 100 games and the best game."""
     if "score/mean_100" not in row:
         return "no game over yet"
-    return f"score {points(row['score/mean_100'])}, best {row['score/best']:,g}"
+    return f"score {points(row['score/mean_100'])}, best {points(row['score/best'])}"
 
 
 def short(number: float) -> str:

@@ -78,7 +78,10 @@ class Scores:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back the finished games."""
-        for task, last in state["last"].items():
+        saved = state["last"]
+        if isinstance(saved, list):  # of a run that was saved before there were scores of each task
+            saved = {self._tasks[0]: saved}
+        for task, last in saved.items():
             self._last[task].extend(last)
         self._last_lengths.extend(state["last_lengths"])
         self.games, self.best = state["games"], state["best"]

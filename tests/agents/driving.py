@@ -102,6 +102,7 @@ class Tape:
         """`steps` has time before the batch in every field."""
         self.steps = steps
         self.length, self.num_envs = steps.reward.shape
+        self.tasks = ("Tape-v0",) * self.num_envs
         self.actions = np.full((self.length, self.num_envs), -1)
         self.rewind(groups)
 

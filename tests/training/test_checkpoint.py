@@ -4,13 +4,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs.contract import InputError
+from envs.contract import InputError, TimeStep
 from training import checkpoint
+from training.scores import Scores
 
 LEAVES = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text("abc", max_size=3)
 TENSORS = st.builds(lambda values: torch.tensor(values), st.lists(st.floats(-9, 9, width=32), max_size=4))
@@ -36,6 +38,19 @@ def test_a_state_comes_back_from_json_and_tensors(state: Any) -> None:
     assert same(checkpoint.unflatten(json.loads(json.dumps(plain)), tensors), state)
 
 
+def scores_of(score: float | None, games: int) -> dict[str, Any]:
+    """What training itself saves after some games of one score; without a score, before the first game ends."""
+    scores = Scores(["Bowling-v0"])
+    for _ in range(games if score is not None else 0):
+        for reward, opens in ((0.0, True), (score, False)):
+            flags = np.array([not opens]), np.array([False]), np.array([opens]), np.array([False])
+            nothing = np.zeros((1, 1), np.float32)
+            scores.watch(
+                TimeStep(nothing, nothing, np.array([reward], np.float32), *flags, np.array([1], np.int32)), slice(0, 1)
+            )
+    return scores.state_dict()
+
+
 def state_of(score: float | None, seed: int = 0, games: int = 100) -> dict[str, Any]:
     torch.manual_seed(seed)
     network = torch.nn.Linear(3, 2)
@@ -47,7 +62,7 @@ def state_of(score: float | None, seed: int = 0, games: int = 100) -> dict[str, 
         "weights": network.state_dict(),
         "optimizer": optimizer.state_dict(),
         "agent": {"generator": generator.get_state(), "counters": {"frames": 7}},
-        "scores": {"mean_100": score, "last": [score] * games},
+        "scores": scores_of(score, games),
     }
 
 

@@ -53,6 +53,12 @@ def test_finished_games_survive_a_resume() -> None:
     assert again.metrics() == scores.metrics()
 
 
+def test_a_run_from_before_there_were_tasks_is_resumed() -> None:
+    scores = Scores(["Bowling-v0"])
+    scores.load_state_dict({"last": [3.0, 5.0], "last_lengths": [4, 4], "games": 2, "best": 5.0})
+    assert scores.mean_100 == 4
+
+
 def test_several_tasks_have_a_mean_each_and_count_alike() -> None:
     """Thirty tasks in 60 slots; the first plays more games than all others."""
     tasks = [*BY_ID, *BY_ID]
