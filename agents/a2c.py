@@ -6,7 +6,8 @@ What differs from the paper:
 3. torch's RMSprop, which adds its epsilon outside of the root; the paper's code added it inside.
 4. A step whose action was ignored, because it only opened an episode, has weight zero in every mean.
 5. A truncated episode bootstraps from its last observation instead of counting as lost.
-6. Orthogonal initial weights, and gradients clipped by their length.
+6. Orthogonal initial weights (torch's own in a memory and in what reads instructions), and gradients clipped by their length.
+7. The paper's LSTM is an option, `--memory lstm`, and sees the last action and reward too.
 """
 
 from dataclasses import dataclass

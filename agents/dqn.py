@@ -230,7 +230,7 @@ class DQN:
             values = self.network(batch.stacks, batch.extra)
         loss = dqn_loss(values, td_targets(batch, target_values, choosing_values), batch, self.config.loss)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.max_grad_norm)
         self.optimizer.step()
         self.updates += 1

@@ -24,7 +24,7 @@ from envs.contract import VOCABULARY, GameDescription, InputError
 HIDDEN = 512  # features of the image torsos
 _SMALLEST_NATURE = 36  # pixels of a side that its three convolutions leave something of
 MLP_HIDDEN = 64  # units a layer for vectors, as in PPO's and stable-baselines3's defaults
-_BESIDE = 64  # features of the numbers beside the picture, and of an instruction, as in IMPALA
+_BESIDE = 64  # features of the numbers beside the picture, and of an instruction; the latter as in IMPALA
 _WORD = 20  # numbers that a word becomes, as in IMPALA
 MEMORY_UNITS = 256  # as in IMPALA
 
@@ -42,6 +42,13 @@ def hidden(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
     return orthogonal(layer, math.sqrt(2))
 
 
+def channels_last(module: nn.Module) -> None:
+    """Lay a module's convolutions out as the CPU's and the tensor cores' kernels read them, in place."""
+    for weight in module.parameters():
+        if weight.dim() == 4:
+            weight.data = weight.data.to(memory_format=torch.channels_last)
+
+
 class NatureCNN(nn.Module):
     """Three convolutions and one dense layer."""
 
@@ -55,7 +62,8 @@ class NatureCNN(nn.Module):
             nn.ReLU(),
             hidden(nn.Conv2d(64, 64, 3, stride=1)),
             nn.ReLU(),
-        ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        )
+        channels_last(self.convolutions)
         self.dense = hidden(nn.Linear(_flat_size(self.convolutions, channels, height, width), HIDDEN))
         self.features = HIDDEN
 
@@ -94,7 +102,8 @@ class ImpalaResNet(nn.Module):
                 _Residual(after),
                 _Residual(after),
             ]
-        self.convolutions = nn.Sequential(*layers, nn.ReLU()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.convolutions = nn.Sequential(*layers, nn.ReLU())
+        channels_last(self.convolutions)
         self.dense = hidden(nn.Linear(_flat_size(self.convolutions, channels, height, width), HIDDEN))
         self.features = HIDDEN
 
@@ -159,7 +168,7 @@ def make_torso(game: GameDescription, depth: int, kind: str) -> NatureCNN | Impa
 
 
 class Inputs(NamedTuple):
-    """What a network with a memory sees: L steps in a row of B environments."""
+    """What an agent sees in L steps in a row of B environments; L is 1 where nothing is remembered."""
 
     stacks: Tensor  # (L, B, depth, *shape)
     extra: Tensor  # (L, B, E) the numbers beside the picture

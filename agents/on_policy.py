@@ -1,5 +1,6 @@
 """All that A2C and PPO share: act, fill a rollout, learn from it, begin the next. The one hook is `update`."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -112,7 +113,10 @@ class OnPolicyAgent(ABC):
         self.rewards = RewardTransform(config.reward, config.reward_scale, config.discount, setting.num_envs)
         chunk = min(config.memory_steps, config.rollout_steps) if config.memory != "none" else 1
         if config.rollout_steps % chunk:
-            raise InputError(f"--memory-steps {chunk}: {config.rollout_steps} steps of a rollout cannot be divided by it")
+            fits = math.gcd(chunk, config.rollout_steps)
+            raise InputError(
+                f"--memory-steps {chunk}: a rollout of {config.rollout_steps} steps cannot be divided by it; take {fits}"
+            )
         state_size = self.network.state_size
         self.rollout = Rollout(
             config.rollout_steps, setting.num_envs, config.frame_stack, game, setting.device, chunk, state_size
@@ -207,8 +211,7 @@ class OnPolicyAgent(ABC):
 
     def gradient_step(self, rollout: Batch, units: Tensor) -> dict[str, Tensor]:
         """One clipped gradient step on some units of a rollout, (B,): see `agents/rollout.py`."""
-        steps, slots, _ = self.rollout.unit(units)
-        total = rollout.weights[steps, slots].sum().clamp(min=1)
+        total = rollout.weights[self.rollout.unit(units)[:2]].sum().clamp(min=1)
 
         def work(network: nn.Module, part: Tensor) -> dict[str, Tensor]:
             steps, slots, state = self.rollout.unit(part)
@@ -217,7 +220,7 @@ class OnPolicyAgent(ABC):
                 logits, values, _ = network(self.rollout.inputs(steps, slots), state)
             loss, parts = self.loss(logits, values, batch)
             share = batch.weights.sum() / total
-            (loss * share).backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss * share)
             return {name: value.detach() * share for name, value in {**parts, "loss/total": loss}.items()}
 
         metrics = self.shards.gradients(work, units, self.rollout.chunk)

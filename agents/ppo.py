@@ -6,8 +6,10 @@ What differs from the paper:
    reward would otherwise be noise blown up to size one.
 3. A step whose action was ignored, because it only opened an episode, has weight zero in every mean.
 4. A truncated episode bootstraps from its last observation instead of counting as lost.
-5. Orthogonal initial weights, gradients clipped by their length, and Adam's epsilon of 1e-5, as in the code that made the
-   paper's figures. That code halves the value's squared error; here its weight says so.
+5. Orthogonal initial weights (torch's own in a memory and in what reads instructions), gradients clipped by their length, and
+   Adam's epsilon of 1e-5, as in the code that made the paper's figures. That code halves the value's squared error; here its
+   weight says so.
+6. `--memory` puts a recurrent cell in front of policy and value; a minibatch is then made of whole chunks of steps.
 """
 
 from dataclasses import dataclass
@@ -16,7 +18,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from agents.agent import Setting
 from agents.on_policy import Batch, OnPolicyAgent, OnPolicyConfig, masked_mean, policy_terms
+from envs.contract import InputError
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,17 @@ class PPO(OnPolicyAgent):
 
     config: PPOConfig
 
+    def __init__(self, config: PPOConfig, setting: Setting) -> None:
+        """Build what every on-policy agent has.
+
+        Raises:
+            InputError: a rollout has too few parts for its minibatches, or is not a whole number of `memory_steps`.
+        """
+        super().__init__(config, setting)
+        units = self.rollout.num_units
+        if units < config.minibatches:
+            raise InputError(f"--minibatches {config.minibatches}: a rollout has only {units} parts to share out; take {units}")
+
     def make_optimizer(self) -> torch.optim.Optimizer:
         """Adam."""
         return torch.optim.Adam(self.network.parameters(), lr=self.config.learning_rate, eps=1e-5, fused=True)
@@ -88,7 +103,7 @@ class PPO(OnPolicyAgent):
         seen: list[dict[str, Tensor]] = []
         for _ in range(self.config.epochs):
             order = torch.randperm(self.rollout.num_units, generator=self.generator, device=self.setting.device)
-            seen += [self.gradient_step(rollout, units) for units in order.chunk(self.config.minibatches)]
+            seen += [self.gradient_step(rollout, units) for units in order.tensor_split(self.config.minibatches)]
         return {name: torch.stack([metrics[name] for metrics in seen]).mean() for name in seen[0]}
 
     def loss(self, logits: Tensor, values: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -71,7 +71,12 @@ def bare_environment(env_id: str) -> gymnasium.Env[Any, Any]:
 
 def bare(env_id: str, seconds: float) -> float:
     """Agent steps a second of one environment in this process."""
-    os.chdir(tempfile.gettempdir())  # ViZDoom leaves its settings where it is started
+    with tempfile.TemporaryDirectory() as folder:  # ViZDoom leaves its settings where it is started
+        os.chdir(folder)
+        return _rate(env_id, seconds)
+
+
+def _rate(env_id: str, seconds: float) -> float:
     env = bare_environment(env_id)
     env.action_space.seed(0)
     env.reset(seed=0)

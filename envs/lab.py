@@ -36,7 +36,7 @@ from envs.contract import (
     ProtocolOptions,
     refuse_options,
 )
-from envs.lab_tasks import BY_NAME, TASKS
+from envs.lab_tasks import BY_ID, TASKS
 
 FLAGS = ("image_size", "frame_skip", "lab_actions")  # that change the rules
 SIZE = (72, 96)  # pixels, height and width
@@ -108,7 +108,7 @@ def ids() -> list[str]:
 def knows(env_id: str) -> bool:
     """Whether an id is of this family; that a level of this name exists only the engine can tell."""
     family, _, name = env_id.partition("/")
-    return (family == "dmlab" and name != "") or (family == "dmlab30" and (name == "all" or name in BY_NAME))
+    return (family == "dmlab" and name != "") or env_id == "dmlab30/all" or env_id in BY_ID
 
 
 def level_of(env_id: str, *, held_out: bool) -> str:
@@ -116,7 +116,7 @@ def level_of(env_id: str, *, held_out: bool) -> str:
     family, _, name = env_id.partition("/")
     if family == "dmlab":
         return name
-    task = TASKS[0] if name == "all" else BY_NAME[name]
+    task = TASKS[0] if name == "all" else BY_ID[env_id]
     return task.test_level if held_out else task.train_level
 
 

@@ -69,31 +69,20 @@ TASKS = (
     _task("explore_object_rewards_few", 2.073, 77.7),
     _task("explore_object_rewards_many", 2.438, 106.7),
 )
-BY_NAME = {task.name: task for task in TASKS}
 BY_ID = {f"dmlab30/{task.name}": task for task in TASKS}
 
 
-def human_normalized_capped(scores: Mapping[str, float]) -> float:
+def human_normalized_capped(scores: Mapping[str, float]) -> float | None:
     """How much of human skill an agent has on the thirty tasks, in percent.
 
     Args:
-        scores: Mean score a game, by the task's name; all thirty. A missing task would make the mean another measurement.
+        scores: Mean score a game, by id (`dmlab30/<name>`).
 
     Returns:
-        The mean over tasks of (score - random) / (human - random), each capped at 1 so that no task makes up for another.
-
-    Raises:
-        ValueError: a task is missing, or a name is none of the thirty.
+        The mean over tasks of (score - random) / (human - random), each capped at 1 so that no task makes up for another. None
+        where the scores are not of all thirty and nothing else: that would be another measurement.
     """
-    if scores.keys() != BY_NAME.keys():
-        missing, foreign = sorted(BY_NAME.keys() - scores.keys()), sorted(scores.keys() - BY_NAME.keys())
-        raise ValueError(f"expected a score of each of the {len(TASKS)} tasks; missing: {missing}; not among them: {foreign}")
-    shares = [min(1.0, task.human_normalized(scores[task.name])) for task in TASKS]
-    return 100.0 * sum(shares) / len(shares)
-
-
-def capped_mean(scores: Mapping[str, float]) -> float | None:
-    """`human_normalized_capped` of scores by id (`dmlab30/<name>`); None where they are not of all thirty."""
     if scores.keys() != BY_ID.keys():
         return None
-    return human_normalized_capped({BY_ID[env].name: score for env, score in scores.items()})
+    shares = [min(1.0, task.human_normalized(scores[env])) for env, task in BY_ID.items()]
+    return 100.0 * sum(shares) / len(shares)

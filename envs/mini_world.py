@@ -4,6 +4,7 @@ They are played as any registered environment is, one in each process: their Ope
 """
 
 import contextlib
+import importlib
 import io
 import math
 import os
@@ -32,7 +33,7 @@ def _import_miniworld() -> None:
     os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa draws without threads: every core has worlds of its own
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            import miniworld  # noqa: F401
+            importlib.import_module("miniworld")
     except ModuleNotFoundError as error:
         raise InputError(f"MiniWorld is not installed ({error}): pip install miniworld") from error
     except Exception as error:  # pyglet's own, of many kinds: no EGL, no GLU, no context

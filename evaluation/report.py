@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from evaluation.rules import Score, rules_in_words, same_rules
-from evaluation.scores import suite_line, suite_scores
+from evaluation.rules import Score, rules_in_words, same_rules, suites_in_words
 from training.scores import points
 
 Baseline = Mapping[str, Any]  # one of its `baselines`
@@ -182,7 +181,7 @@ def _page(scores: Sequence[Score], sections: Sequence[Markup], command: str) -> 
             tag("style", Markup(STYLE)),
         ]
     )
-    wholes = [tag("p", "DMLab-30 ", suite_line(suite, mean), class_="big") for suite, mean in suite_scores(scores).items()]
+    wholes = [tag("p", line) for line in suites_in_words(scores)]
     body = [tag("h1", title), *wholes, *sections, tag("h2", "How this was made"), tag("pre", command)]
     return _joined([Markup("<!doctype html>\n"), tag("html", tag("head", head), tag("body", *body), lang="en"), Markup("\n")])
 

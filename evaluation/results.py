@@ -26,7 +26,7 @@ def results(zoo: Path) -> str:
 
 
 def _row(agent: Score, group: list[Score]) -> str:
-    unseeing = [score for score in group if score["kind"] in ("script", "blind replay")]
+    unseeing = [score for score in group if score["kind"] == "script" or score["run"] == f"blind-{agent['run']}"]
     random = [points(score["mean"]) for score in group if score["kind"] == "random"]
     best = max(unseeing, key=lambda score: float(score["mean"]), default=None)
     cells: list[Any] = [

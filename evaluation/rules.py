@@ -1,8 +1,10 @@
-"""Which measured scores may stand in one column."""
+"""Which measured scores may stand in one column, and which sum up to one figure."""
 
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from envs.lab_tasks import human_normalized_capped
 
 Score = Mapping[str, Any]  # one object of scores.json
 
@@ -45,3 +47,17 @@ def rules_in_words(protocol: Mapping[str, Any]) -> str:
             f"cut off after {cap:,} frames" if cap else f"cut off after {steps:,} steps" if steps else uncapped,
         ]
     )
+
+
+def suites_in_words(scores: Iterable[Score]) -> list[str]:
+    """A line for each subject that played all tasks of DMLab-30: how much of human skill it has, `human_normalized_capped`."""
+    suites: dict[str, dict[str, float]] = {}
+    for score in scores:
+        if score.get("suite"):
+            suites.setdefault(score["suite"], {})[score["env"]] = float(score["mean"])
+    figures = {suite: human_normalized_capped(means) for suite, means in suites.items()}
+    return [
+        f"DMLab-30, {suite}: {figure:.1f} % of human skill, the mean of all thirty tasks, each capped at 100 %"
+        for suite, figure in figures.items()
+        if figure is not None
+    ]

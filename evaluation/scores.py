@@ -125,21 +125,6 @@ def blind_scores(subject: Subject, episodes: Sequence[Episode], seed: int, games
     return [evaluate(each, range(_BLIND_FIRST, _BLIND_FIRST + games), seed)[0] for each in blind]
 
 
-def suite_scores(scores: Sequence[Score]) -> dict[str, float]:
-    """How much of human skill each subject has that played all tasks of DMLab-30, in percent: `human_normalized_capped`."""
-    suites: dict[str, dict[str, float]] = {}
-    for score in scores:
-        if score.get("suite"):
-            suites.setdefault(score["suite"], {})[score["env"]] = float(score["mean"])
-    capped = {suite: lab_tasks.capped_mean(means) for suite, means in suites.items()}
-    return {suite: mean for suite, mean in capped.items() if mean is not None}
-
-
-def suite_line(suite: str, mean: float) -> str:
-    """That figure in words."""
-    return f"{suite}: {mean:.1f} % of human skill, the mean of all thirty tasks, each capped at 100 %"
-
-
 def blind_note(agent: Score, blind: Sequence[Score]) -> str | None:
     """What to say of an agent that a player who never looks comes near to; None where none does."""
     best = max(blind, key=lambda score: float(score["mean"]))

@@ -1,11 +1,11 @@
 """One call of `evaluate.py`: every subject is measured, then everything is written and shown together."""
 
-import dataclasses
 import glob
 import os
 import re
 import time
 from collections.abc import Container, Sequence
+from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
 
@@ -42,13 +42,17 @@ def find_all(runs: Sequence[str], policy: str | None, device: str) -> list[Subje
     Random play and scripts follow the rules of the first agent that plays the same game.
     """
     pick_device(device)  # refused before anything is played
-    found = [subject for run in dict.fromkeys(runs) for subject in subjects.find(run, policy=policy, device=device)]
+    found: list[Subject] = []
+    for run in dict.fromkeys(runs):
+        tasks = subjects.find(run, policy=policy, device=device)
+        suites = [subject.suite for subject in found if subject.suite]
+        found += [replace(each, suite=each.suite and _free_name(each.suite, suites)) for each in tasks]
     rules = {subject.env: subject.options for subject in reversed(found) if subject.algorithm not in UNLEARNED}
     named: dict[str, Subject] = {}
     for subject in found:
         name = _free_name(subject.name, named)
         options = subject.options if subject.algorithm not in UNLEARNED else rules.get(subject.env, subject.options)
-        named[name] = dataclasses.replace(subject, name=name, options=options)
+        named[name] = replace(subject, name=name, options=options)
     return list(named.values())
 
 

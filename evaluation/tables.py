@@ -7,8 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from evaluation.rules import Score, rules_in_words, same_rules
-from evaluation.scores import suite_line, suite_scores
+from evaluation.rules import Score, rules_in_words, same_rules, suites_in_words
 from training.scores import points
 
 MOST_ROWS = 8  # published scores shown a table
@@ -25,8 +24,8 @@ def show(scores: Sequence[Score], console: Console) -> None:
             rows = [row for row in group[0]["baselines"] if row["comparable"] is comparable]
             if rows:
                 console.print(_published(rows, comparable))
-    for suite, mean in suite_scores(scores).items():
-        console.print(f"\n[bold]DMLab-30[/bold] {suite_line(suite, mean)}", highlight=False)
+    for line in suites_in_words(scores):
+        console.print(f"\n{line}", highlight=False)
 
 
 def _measured(scores: Sequence[Score]) -> Table:

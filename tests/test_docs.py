@@ -243,7 +243,7 @@ def python_lines(text: str) -> list[str]:
     return [line for line in lines_of_code(text) if re.match(r"(\.venv/bin/)?python3? ", line)]
 
 
-class Accepted(Exception):  # noqa: N818
+class Accepted(Exception):  # noqa: N818 - nothing went wrong: it ends a command line before it runs
     """A command line was understood; nothing runs."""
 
 

@@ -11,6 +11,7 @@ import tyro
 
 from agents import registry as agents
 from envs.contract import RULE_FLAGS, InputError, ProtocolOptions
+from envs.registry import tasks_of
 from training.checkpoint import write_whole
 
 AgentConfig = TypeVar("AgentConfig")
@@ -153,8 +154,10 @@ class RunConfig(Generic[AgentConfig]):
         ):
             if value is not None and not 0 <= value <= most:
                 raise InputError(f"{flag} {value}: expected 0 to {most}")
-        for field in dataclasses.fields(self.agent):  # type: ignore[arg-type]
-            _check_number(field.name, getattr(self.agent, field.name))
+        for name, value in vars(self.agent).items():
+            _check_number(name, value)
+        if (count := len(tasks_of(self.env))) > 1 and (num_envs := vars(self.agent)["num_envs"]) % count:
+            raise InputError(f"--num-envs {num_envs}: {self.env} is {count} tasks that take turns; take a multiple of {count}")
 
 
 # Lowest and highest value of every number that an algorithm's config has.

@@ -7,7 +7,7 @@ from types import FrameType
 from typing import NamedTuple, Self
 
 from agents.agent import Agent
-from envs.contract import Envs, TimeStep
+from envs.contract import Envs, InputError, TimeStep
 from training import checkpoint
 from training.metrics import Clock, Metrics
 from training.scores import Scores
@@ -73,10 +73,18 @@ class Run:
         return self.run_dir / "checkpoints"
 
     def load(self, path: Path) -> None:
-        """Continue from a checkpoint."""
+        """Continue from a checkpoint.
+
+        Raises:
+            InputError: it is not of an agent like this one: another version of the program had other networks, say.
+        """
         state = checkpoint.load(path)
-        self.agent.load_state_dict(state["agent"] | {name: state[name] for name in ("weights", "optimizer")})
-        self.scores.load_state_dict(state["scores"])
+        try:
+            self.agent.load_state_dict(state["agent"] | {name: state[name] for name in ("weights", "optimizer")})
+            self.scores.load_state_dict(state["scores"])
+        except (RuntimeError, KeyError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{path} does not fit this version; the run's config.json names its commit ({reason})") from error
 
     def save(self) -> Path:
         """Write a checkpoint of the run as it stands, and drop those that are no longer kept."""

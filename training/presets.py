@@ -48,4 +48,6 @@ def preset(algorithm: str, env_id: str) -> Any:
         changes = (_RAM if "-ram" in env_id else _IMAGES)[algorithm] | _GAMES.get(rom, {})
     else:
         changes = (_WORLDS if registry.is_world(env_id) else _OTHERS)[algorithm]
+        tasks = len(registry.tasks_of(env_id))
+        changes = changes | ({"num_envs": tasks} if tasks > 1 else {})
     return agents.ALGORITHMS[algorithm].config(**changes)

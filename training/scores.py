@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from envs.contract import TimeStep
-from envs.lab_tasks import capped_mean
+from envs.lab_tasks import human_normalized_capped
 
 WINDOW = 100  # games
 
@@ -62,7 +62,7 @@ class Scores:
         }
         if len(self._last) > 1:
             row |= {f"score/mean_100/{task}": each for task, each in means.items()}
-            capped = capped_mean(means)
+            capped = human_normalized_capped(means)
             row |= {} if capped is None else {"score/human_normalized_capped": capped}
         return row
 

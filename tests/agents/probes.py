@@ -1,4 +1,4 @@
-"""Seven small environments whose values are known, each of which a certain mistake gets wrong.
+"""Six small environments whose values are known, each of which a certain mistake gets wrong, and one that needs a memory.
 
 `tests.agents.probes:One-v0` and so on. `PROBES` says what an agent has to know in the end.
 """

@@ -1,5 +1,6 @@
 """Agents on a CUDA device: the same as on the CPU, up to rounding."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -27,7 +28,7 @@ SETTINGS = {
 }
 
 
-def learn(algorithm, game, device, precision=torch.float32):
+def learn(algorithm, game, device, precision=torch.float32, memory="none"):
     """One rollout's worth of a run; returns the agent, its actions and the metrics."""
     setting = Setting(
         game=game,
@@ -39,8 +40,9 @@ def learn(algorithm, game, device, precision=torch.float32):
         precision=precision,
         learn_threads=1,
     )
-    agent = ALGORITHMS[algorithm].build(configure(algorithm, **SETTINGS), setting)
-    tape = draw_tape(17, 4, shape=game.observation_shape, dtype=game.observation_dtype).rewind(2)
+    agent = ALGORITHMS[algorithm].build(configure(algorithm, **SETTINGS, memory=memory), setting)
+    kind = {"shape": game.observation_shape, "dtype": game.observation_dtype, "extra": game.extra_size}
+    tape = draw_tape(17, 4, **kind).rewind(2)
     rows = play_tape(agent, tape)
     assert agent.updates > 0
     return agent, tape.actions[:16], rows
@@ -67,11 +69,12 @@ def test_an_update_is_the_cpus(algorithm, game, monkeypatch):
         assert near.float().mean() > 0.95, name
 
 
+@pytest.mark.parametrize("memory", ["none", "gru", "lstm"])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_learns_and_plays(algorithm, precision):
-    game = GAMES["pixels"]
-    agent, actions, rows = learn(algorithm, game, "cuda", precision)
+def test_learns_and_plays(algorithm, precision, memory):
+    game = dataclasses.replace(GAMES["pixels"], extra_size=6, num_tokens=4)
+    agent, actions, rows = learn(algorithm, game, "cuda", precision, memory)
     assert actions.dtype == np.int64
     assert set(actions.flatten().tolist()) <= set(range(4))
     assert all(math.isfinite(value) for row in rows for value in row.values())
@@ -79,7 +82,7 @@ def test_learns_and_plays(algorithm, precision):
     assert all(weight.isfinite().all() for weight in state["weights"].values())
     row = ALGORITHMS[algorithm]
     player = row.player(agent.config, game, state["weights"], torch.device("cuda"), 4, row.policies[0])
-    decision = decide(player, draw_tape(1, 4, shape=game.observation_shape, dtype="uint8").at(0))
+    decision = decide(player, draw_tape(1, 4, shape=game.observation_shape, dtype="uint8", extra=6).at(0))
     assert decision.probabilities.sum(1) == pytest.approx(np.ones(4), abs=1e-5)
 
 

@@ -9,16 +9,15 @@ import torch
 from agents.networks import MEMORY_UNITS, ActorCritic, Beside, Inputs
 from agents.registry import ALGORITHMS
 from envs.contract import VOCABULARY, InputError
-from tests.agents.driving import Games, Tape, build, configure, describe, draw_tape, drive, play_tape
+from tests.agents.driving import Games, Tape, build, configure, decide, describe, draw_tape, drive, play_tape
 
 KINDS = ["gru", "lstm"]
 SETTINGS = {"num_envs": 4, "rollout_steps": 12, "memory_steps": 4, "frame_stack": 2, "reward": "none"}
 
 
-def inputs_of(tape: Tape, actions, depth=1) -> Inputs:
-    """A whole tape at once: (T, N, ...); row t holds the actions before step t."""
+def whole_tape(tape: Tape, actions) -> Inputs:
+    """All steps at once: (T, N, ...); row t holds the actions before step t."""
     steps = tape.steps
-    assert depth == 1
     before = np.concatenate([np.zeros((1, tape.num_envs), np.int64), actions[:-1]])
     given = (steps.observation[:, :, None], steps.extra, before, steps.reward, steps.is_first)
     return Inputs(*map(torch.from_numpy, given))
@@ -29,7 +28,7 @@ def test_step_by_step_is_the_whole_sequence(kind):
     torch.manual_seed(0)
     tape = draw_tape(40, 3, shape=(5,), dtype="uint8", extra=2)
     network = ActorCritic(describe((5,), "uint8", extra=2), 1, "auto", kind)
-    inputs = inputs_of(tape, np.random.default_rng(0).integers(4, size=(40, 3)))
+    inputs = whole_tape(tape, np.random.default_rng(0).integers(4, size=(40, 3)))
     start = torch.randn(3, network.state_size)
     logits, values, state = network(inputs, start)
     assert (logits.shape, values.shape, state.shape) == ((40, 3, 4), (40, 3), start.shape)
@@ -49,7 +48,7 @@ def test_the_cell_is_torchs_own_layer(kind):
     tape = draw_tape(9, 2, shape=(5,), end=0, cut=0, lost=0)
     tape.steps.reward[:] *= 3
     actions = np.random.default_rng(0).integers(4, size=(9, 2))
-    inputs = inputs_of(tape, actions)
+    inputs = whole_tape(tape, actions)
     features = network.torso(inputs.stacks.flatten(0, 1)).unflatten(0, (9, 2))
     played = torch.eye(4)[inputs.last_actions] * ~inputs.is_first[..., None]
     rewards = (inputs.last_rewards.clamp(-1, 1) * ~inputs.is_first)[..., None]
@@ -68,7 +67,7 @@ def test_an_episode_knows_nothing_of_the_one_before(kind):
     torch.manual_seed(0)
     network = ActorCritic(describe((5,)), 1, "auto", kind)
     tape = draw_tape(20, 3, shape=(5,), end=0, cut=0, lost=0)
-    inputs = inputs_of(tape, np.random.default_rng(0).integers(4, size=(20, 3)))
+    inputs = whole_tape(tape, np.random.default_rng(0).integers(4, size=(20, 3)))
     inputs.is_first[12, 1] = True
     alone = Inputs(*(part[12:, 1:2].clone() for part in inputs))
     alone.last_actions[0], alone.last_rewards[0] = 3 - alone.last_actions[0], 0.5
@@ -115,7 +114,29 @@ def test_what_is_learned_from_is_what_acted(algorithm, kind, groups):
     assert compared[1] > 1  # it had something to remember from the rollout before
 
 
-def test_gradients_stop_at_a_chunk_and_cross_the_steps_within():
+@pytest.mark.parametrize("algorithm", ["a2c", "ppo"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_update_begins_with_the_policy_that_acted(algorithm, kind):
+    """In the first gradient step of each rollout the loss sees the very probabilities and values that were noted."""
+    config = configure(algorithm, **SETTINGS, memory=kind, epochs=1, minibatches=1, learning_rate=1e-2)
+    agent = build(algorithm, describe((5,), "uint8", extra=2), config)
+    seen = []
+    loss = agent.loss
+
+    def watched(logits, values, batch):
+        log_probs = logits.detach().log_softmax(-1).gather(-1, batch.actions[..., None])[..., 0]
+        torch.testing.assert_close(log_probs, batch.log_probs, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(values.detach(), batch.values, atol=1e-4, rtol=1e-4)
+        seen.append(agent.rollout.states[0].abs().max().item())
+        return loss(logits, values, batch)
+
+    agent.loss = watched
+    play_tape(agent, draw_tape(37, 4, shape=(5,), dtype="uint8", end=0.02, cut=0.02, lost=0, extra=2))
+    assert len(seen) == 3
+    assert min(seen[1:]) > 0.01  # there was something to begin with
+
+
+def test_gradients_cross_the_steps_of_a_chunk():
     config = configure("a2c", **{**SETTINGS, "num_envs": 1, "frame_stack": 1}, memory="gru")
     agent = build("a2c", describe((5,)), config)
     reached = []
@@ -162,8 +183,10 @@ def test_a_player_remembers_as_training_did(kind):
 
 
 def test_a_rollout_is_a_whole_number_of_chunks():
-    with pytest.raises(InputError, match="--memory-steps 5: 12 steps"):
-        build("ppo", describe(), configure("ppo", **{**SETTINGS, "memory_steps": 5}, memory="gru"))
+    with pytest.raises(InputError, match="--memory-steps 8: a rollout of 12 steps cannot be divided by it; take 4"):
+        build("ppo", describe(), configure("ppo", **{**SETTINGS, "memory_steps": 8}, memory="gru"))
+    with pytest.raises(InputError, match="--minibatches 16: a rollout has only 12 parts to share out; take 12"):
+        build("ppo", describe(), configure("ppo", **SETTINGS, minibatches=16, memory="gru"))
     agent = build("a2c", describe(), configure("a2c", rollout_steps=5, memory="gru"))  # 32 steps back are the whole rollout
     assert agent.rollout.chunk == 5
     assert build("ppo", describe(), configure("ppo", **{**SETTINGS, "memory_steps": 5})).rollout.chunk == 1
@@ -209,6 +232,29 @@ def test_a_cue_is_remembered_with_a_memory_and_not_without(algorithm, num_envs, 
 
 
 # ---------------------------------------------------------------------------------------- what is beside the picture
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_what_stands_beside_is_learned_from(algorithm):
+    """The picture never changes, and the number beside the first observation, -1 or 1, is the reward that follows."""
+    tape = draw_tape(1_201, 8, end=0, cut=0, lost=0, extra=1)
+    steps, rng = tape.steps, np.random.default_rng(3)
+    steps.observation[:] = 0
+    steps.extra[:] = rng.choice([-1, 1], steps.extra.shape)
+    steps.is_first[:], steps.terminated[:] = False, False
+    steps.is_first[::2], steps.terminated[1::2] = True, True
+    steps.reward[:] = 0
+    steps.reward[1::2] = steps.extra[0:-1:2, :, 0]
+    steps.frames[:] = ~steps.is_first
+    settings = {"rollout_steps": 8, "frame_stack": 1, "reward": "none", "learning_rate": 3e-3, "minibatches": 1}
+    config = configure(algorithm, **settings, num_envs=8, target_frames=80, update_steps=8, batch_size=32)
+    game = describe(extra=1)
+    agent = build(algorithm, game, config, total_frames=4_800)
+    play_tape(agent, tape)
+    row = ALGORITHMS[algorithm]
+    player = row.player(config, game, agent.state_dict()["weights"], torch.device("cpu"), 8, row.policies[0])
+    values = decide(player, tape.at(0)).values
+    assert values == pytest.approx(steps.extra[0, :, 0], abs=0.1)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

@@ -69,6 +69,27 @@ def test_bfloat16_is_close(name):
     torch.testing.assert_close(low_values, values, atol=0.2 * values.abs().max().item(), rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_a_memory_counts_in_float32(kind):
+    """Under autocast too, with variables and an instruction beside the picture; so do its gradients."""
+    torch.manual_seed(0)
+    game = describe((1, 36, 36), "uint8", ACTIONS, extra=18, tokens=16)
+    network = ActorCritic(game, DEPTH, "nature", kind)
+    extra = torch.cat([torch.randn(BATCH, 2), torch.randint(0, 1000, (BATCH, 16))], 1)
+    inputs, _ = inputs_of(stacks_of(game), extra)
+    state = torch.randn(BATCH, network.state_size)
+    with torch.no_grad():
+        _, values, after = network(inputs, state)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low_logits, low_values, low_after = network(inputs, state)
+    assert {part.dtype for part in (low_logits, low_values, low_after)} == {torch.float32}
+    torch.testing.assert_close(low_after, after, atol=0.02, rtol=0)
+    torch.testing.assert_close(low_values, values, atol=0.05, rtol=0)
+    assert not torch.equal(low_after, low_after.bfloat16().float())  # it was not rounded
+    (low_values.sum() + low_logits.sum()).backward()
+    assert all(weight.grad.isfinite().all() for weight in network.parameters())
+
+
 @pytest.mark.parametrize("name", ["nature", "impala colour"])
 def test_channels_last_changes_the_layout_alone(name):
     game, kind, _ = GAMES[name]

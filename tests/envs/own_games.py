@@ -53,7 +53,7 @@ class Squares(gymnasium.Env[np.ndarray, int]):
 class Unseen(Squares):
     """Cannot be drawn."""
 
-    metadata = {"render_modes": []}  # noqa: RUF012
+    metadata = {"render_modes": []}  # noqa: RUF012 (as above)
 
 
 class Failing(Squares):

@@ -27,10 +27,8 @@ def room_for(game: DoomGame) -> tuple[np.ndarray, np.ndarray]:
     return np.zeros(game.description.observation_shape, np.uint8), np.zeros(game.description.extra_size, np.float32)
 
 
-def picture_of(screen: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return np.moveaxis(
-        cv2.resize(screen, size[::-1], interpolation=cv2.INTER_LINEAR if size == (72, 128) else cv2.INTER_AREA), -1, 0
-    )
+def picture_of(screen: np.ndarray, size: tuple[int, int], how: int = cv2.INTER_LINEAR) -> np.ndarray:
+    return np.moveaxis(cv2.resize(screen, size[::-1], interpolation=how), -1, 0)
 
 
 def reference(env_id: str, **settings: object) -> gymnasium.Env:
@@ -128,6 +126,23 @@ def test_the_engine_draws_what_the_picture_needs(size, screen):
     game.reset(1, observation, extra)
     assert observation.std() > 5
     game.close()
+
+
+@pytest.mark.parametrize(
+    ("size", "how"),
+    [((61, 81), cv2.INTER_LINEAR), ((72, 64), cv2.INTER_AREA), ((36, 64), cv2.INTER_AREA)],
+)
+def test_a_picture_that_shrinks_by_two_or_more_is_a_mean_over_areas(size, how, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    game, other = DoomGame(BASIC, ProtocolOptions(image_size=size)), reference(BASIC)
+    observation, extra = room_for(game)
+    game.reset(5, observation, extra)
+    value, _ = other.reset(seed=5)
+    np.testing.assert_array_equal(observation, picture_of(value["screen"], size, how))
+    wrong = cv2.INTER_LINEAR if how == cv2.INTER_AREA else cv2.INTER_AREA
+    assert (observation != picture_of(value["screen"], size, wrong)).any()
+    game.close()
+    other.close()
 
 
 def test_a_users_own_scenario(tmp_path, monkeypatch):

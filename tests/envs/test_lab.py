@@ -75,37 +75,35 @@ def built(monkeypatch):
 
 
 def test_the_thirty_tasks():
-    assert len(lab_tasks.TASKS) == len(lab_tasks.BY_NAME) == 30
+    assert len(lab_tasks.TASKS) == len(lab_tasks.BY_ID) == 30
     two = [task.name for task in lab_tasks.TASKS if task.train_level != task.test_level]
     assert two == ["rooms_collect_good_objects", "rooms_exploit_deferred_effects"]
     first = lab_tasks.TASKS[0]
     assert first[1:3] == tuple(f"contributed/dmlab30/rooms_collect_good_objects_{version}" for version in ("train", "test"))
     assert sum(task.has_instructions for task in lab_tasks.TASKS) == 4
     assert all(task.random < task.human for task in lab_tasks.TASKS)
-    watermaze = lab_tasks.BY_NAME["rooms_watermaze"]
+    watermaze = lab_tasks.BY_ID["dmlab30/rooms_watermaze"]
     assert (watermaze.random, watermaze.human, watermaze.test_level) == (4.065, 54, "contributed/dmlab30/rooms_watermaze")
 
 
 def test_human_normalized_mean_is_capped_by_task():
-    random = {task.name: task.random for task in lab_tasks.TASKS}
-    human = {task.name: task.human for task in lab_tasks.TASKS}
+    random = {env: task.random for env, task in lab_tasks.BY_ID.items()}
+    human = {env: task.human for env, task in lab_tasks.BY_ID.items()}
     assert lab_tasks.human_normalized_capped(random) == 0
     assert lab_tasks.human_normalized_capped(human) == pytest.approx(100)
     # One task far above human does not make up for 29 at random: 100 / 30.
-    assert lab_tasks.human_normalized_capped(random | {"rooms_watermaze": 1e6}) == pytest.approx(100 / 30)
+    assert lab_tasks.human_normalized_capped(random | {"dmlab30/rooms_watermaze": 1e6}) == pytest.approx(100 / 30)
     # 0.1 + 99.9 / 2 is half-way; and below random counts negative: (-99.8 - 0.1) / 99.9 = -1.
-    name = "skymaze_irreversible_path_hard"
+    name = "dmlab30/skymaze_irreversible_path_hard"
     assert lab_tasks.human_normalized_capped(human | {name: 50.05}) == pytest.approx(100 * 29.5 / 30)
     assert lab_tasks.human_normalized_capped(random | {name: -99.8}) == pytest.approx(-100 / 30)
 
 
-@pytest.mark.parametrize("scores", [{}, {"rooms_watermaze": 1.0}])
-def test_human_normalized_mean_needs_every_task(scores):
-    with pytest.raises(ValueError, match="missing: "):
-        lab_tasks.human_normalized_capped(scores)
-    everything = {task.name: 0.0 for task in lab_tasks.TASKS}
-    with pytest.raises(ValueError, match="not among them: \\['pong'\\]"):
-        lab_tasks.human_normalized_capped(everything | {"pong": 1.0})
+def test_human_normalized_mean_needs_every_task_and_no_other():
+    everything = dict.fromkeys(lab_tasks.BY_ID, 0.0)
+    assert lab_tasks.human_normalized_capped(everything) is not None
+    for scores in ({}, {"dmlab30/rooms_watermaze": 1.0}, everything | {"pong": 1.0}):
+        assert lab_tasks.human_normalized_capped(scores) is None
 
 
 # ------------------------------------------------------------------------------------------------------------------- ids

@@ -8,6 +8,7 @@ from evaluation import scores
 from evaluation.play import Episode
 from evaluation.scores import blind_note, blind_scores
 from evaluation.subjects import find
+from tests.agents.driving import describe
 
 
 def score(name, mean):
@@ -41,3 +42,13 @@ def test_the_agents_best_game_is_the_one_that_is_repeated(monkeypatch):
     games = [Episode(index, index, points, 10, True, [index]) for index, points in enumerate((3.0, 9.0, 4.0))]
     blind_scores(agent, games, seed=0, games=2)
     assert replayed == [[1]]
+
+
+@pytest.mark.parametrize(("env", "smooth"), [("Bowling-v0", False), ("VizdoomBasic-v1", True), ("dmlab/lt_chasm", True)])
+def test_only_3d_worlds_are_filmed_as_photographs(env, smooth, monkeypatch, tmp_path):
+    opened = []
+    monkeypatch.setattr(scores, "VideoWriter", lambda *_, **options: opened.append(options))
+    subject = replace(find("random:Bowling-v0", policy=None, device="cpu")[0], env=env)
+    game = replace(describe((3, 60, 80), "uint8"), screen_shape=(60, 80, 3))
+    scores.Recorder(tmp_path / "game.mp4", subject, lambda: game)._open(game)
+    assert opened == [{"smooth": smooth}]
