@@ -15,28 +15,23 @@ A worker that dies or hangs is started anew with other seeds, where that is want
 """
 
 import contextlib
-import json
-import mmap
 import os
 import select
 import signal
 import subprocess
 import sys
-import tempfile
-import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from envs import registry
-from envs.contract import Game, GameDescription, GameLost, GameProtocol, InputError, Outcome, ProtocolOptions, TimeStep
+from envs.contract import GameDescription, GameLost, InputError, ProtocolOptions, TimeStep
+from envs.shared_memory import FAILED, RESET, Channel, SharedMemory, anonymous_file, description_from
 
-RESET = 255  # command byte; lower ones are group numbers
-FAILED = 254  # reply byte: a line of JSON that says why follows
 HANG_SECONDS = 120.0  # without a reply, after which a worker counts as hanging; a level that is compiled first takes 24
 MOST_RESTARTS = 3  # of one worker, without a step in between
 # A worker computes on one core, and opens no window.
@@ -92,7 +87,7 @@ class WorkerEnvs:
         self.lost_games = 0
         self._restart, self._recorded = restart, {slot: row for row, slot in enumerate(record)}
         self._workers: list[_WorkerProcess] = []
-        self._file = _anonymous_file()
+        self._file = anonymous_file()
         try:
             for slots in self._shares(env_id, num_workers or usable_cores()):
                 ids = {slot: self.tasks[slot] for group in slots for slot in group}
@@ -187,79 +182,7 @@ class WorkerEnvs:
         self.close()
 
 
-class SharedMemory:
-    """The arrays that the trainer and its workers both see, laid out one behind the other in one file."""
-
-    def __init__(self, fd: int, num_envs: int, game: GameDescription, record: Sequence[int], *, create: bool) -> None:
-        """Lay the arrays over the file; `create` first makes it long enough."""
-        screen = game.screen_shape or (0, 0, 3)
-        layout: dict[str, tuple[tuple[int, ...], Any]] = {
-            "observation": ((num_envs, *game.observation_shape), game.observation_dtype),
-            "extra": ((num_envs, game.extra_size), np.float32),
-            "reward": ((num_envs,), np.float32),
-            "terminated": ((num_envs,), np.bool_),
-            "truncated": ((num_envs,), np.bool_),
-            "is_first": ((num_envs,), np.bool_),
-            "life_lost": ((num_envs,), np.bool_),
-            "frames": ((num_envs,), np.int32),
-            "actions": ((num_envs,), np.int64),
-            "seeds": ((num_envs,), np.int64),
-            "screens": ((len(record), game.protocol.frame_skip[1], *screen), np.uint8),
-            "screen_counts": ((len(record),), np.int64),
-        }
-        starts, end = {}, 0
-        for name, (shape, dtype) in layout.items():
-            starts[name] = end
-            end += -(-int(np.prod(shape)) * np.dtype(dtype).itemsize // 64) * 64  # each array on a cache line of its own
-        if create:
-            os.ftruncate(fd, max(end, 1))
-        buffer = mmap.mmap(fd, max(end, 1))
-        arrays = {name: np.ndarray(shape, dtype, buffer, starts[name]) for name, (shape, dtype) in layout.items()}
-        self.step = TimeStep(*(arrays[name] for name in TimeStep._fields))
-        self.actions, self.seeds = arrays["actions"], arrays["seeds"]
-        self.screens, self.screen_counts = arrays["screens"], arrays["screen_counts"]
-
-    def step_of(self, slots: slice) -> TimeStep:
-        """Views of some slots' step."""
-        fields: list[Any] = [field[slots] for field in self.step]
-        return TimeStep(*fields)
-
-
-class _Channel:
-    """One-byte signals and one-line JSON messages over a pair of pipes."""
-
-    def __init__(self, incoming: int, outgoing: int) -> None:
-        self._incoming, self._outgoing = incoming, outgoing
-
-    def write(self, signal: int) -> None:
-        os.write(self._outgoing, bytes((signal,)))
-
-    def read(self) -> int | None:
-        """The next signal; None when the other side is gone."""
-        signal = os.read(self._incoming, 1)
-        return signal[0] if signal else None
-
-    def write_message(self, message: Any) -> None:
-        data = json.dumps(message).encode() + b"\n"
-        while data:
-            data = data[os.write(self._outgoing, data) :]
-
-    def read_message(self) -> Any:
-        """The next message; an empty dict when the other side is gone."""
-        line = bytearray()
-        while not line.endswith(b"\n"):
-            piece = os.read(self._incoming, 1)
-            if not piece:
-                return {}
-            line += piece
-        return json.loads(line)
-
-    def close(self) -> None:
-        os.close(self._incoming)
-        os.close(self._outgoing)
-
-
-class _WorkerProcess(_Channel):
+class _WorkerProcess(Channel):
     """The trainer's end of one worker."""
 
     def __init__(
@@ -285,7 +208,7 @@ class _WorkerProcess(_Channel):
         reply_end, replies = os.pipe()
         paths = [str(Path(__file__).parent.parent), *filter(None, sys.path), os.getcwd()]
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "envs.workers", str(memory), str(commands), str(replies)],
+            [sys.executable, "-P", "-m", "envs.worker_process", str(memory), str(commands), str(replies)],
             pass_fds=(memory, commands, replies),
             stdin=subprocess.DEVNULL,
             env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))},
@@ -302,7 +225,7 @@ class _WorkerProcess(_Channel):
         Raises:
             InputError: nothing that can be played.
         """
-        return _description_from(self.read_message())
+        return description_from(self.read_message())
 
     def map_memory(self, num_envs: int, description: GameDescription) -> None:
         """Let it write where the trainer reads."""
@@ -399,67 +322,6 @@ class _WorkerProcess(_Channel):
         self._process.wait()
 
 
-class _Worker:
-    """A worker process: plays its games when told to."""
-
-    def __init__(self, channel: _Channel, memory_fd: int) -> None:
-        order = channel.read_message()
-        options = ProtocolOptions(**_with_tuples(order["options"]))
-        self._channel = channel
-        self._slots: list[list[int]] = order["slots"]
-        self._games: dict[int, Game] = {slot: registry.make_game(env_id, options) for slot, env_id in order["ids"]}
-        channel.write_message(asdict(next(iter(self._games.values())).description))
-        layout = channel.read_message()
-        self._memory = SharedMemory(
-            memory_fd, layout["num_envs"], _description_from(layout["description"]), order["record"], create=False
-        )
-        self._rows = {slot: row for row, slot in enumerate(order["record"]) if slot in self._games}
-        for slot in self._rows:
-            self._games[slot].record()
-        self._seeds: dict[int, list[int]] = {}
-        self._over: dict[int, bool] = {}
-
-    def serve(self) -> None:
-        """Obey until the trainer is gone."""
-        while (command := self._channel.read()) is not None:
-            if command == RESET:
-                self._plan_games(self._channel.read_message())
-            else:
-                for slot in self._slots[command]:
-                    self._play(slot)
-                self._channel.write(command)
-
-    def _plan_games(self, seeds: list[list[list[int]]]) -> None:
-        """Open new games at the next step of each slot."""
-        for slots, group_seeds in zip(self._slots, seeds, strict=True):
-            self._seeds |= dict(zip(slots, group_seeds, strict=True))
-            self._over |= dict.fromkeys(slots, True)
-
-    def _open(self, slot: int) -> None:
-        seed = self._seeds[slot].pop(0) if self._seeds[slot] else None
-        self._games[slot].reset(seed, self._memory.step.observation[slot], self._memory.step.extra[slot])
-        self._memory.seeds[slot] = -1 if seed is None else seed
-        self._write(slot, Outcome(0.0, False, False, False, 0), is_first=True)
-
-    def _play(self, slot: int) -> None:
-        if self._over[slot]:
-            return self._open(slot)
-        step = self._memory.step
-        outcome = self._games[slot].step(int(self._memory.actions[slot]), step.observation[slot], step.extra[slot])
-        self._write(slot, outcome, is_first=False)
-
-    def _write(self, slot: int, outcome: Outcome, *, is_first: bool) -> None:
-        step = self._memory.step
-        step.reward[slot], step.terminated[slot], step.truncated[slot], step.life_lost[slot], step.frames[slot] = outcome
-        step.is_first[slot] = is_first
-        self._over[slot] = outcome.terminated or outcome.truncated
-        if (row := self._rows.get(slot)) is not None:
-            frames = self._games[slot].last_frames()
-            self._memory.screen_counts[row] = len(frames)
-            for at, frame in enumerate(frames):
-                self._memory.screens[row, at] = frame
-
-
 def _other_seeds(seeds: list[int], restarts: int) -> list[int]:
     """Of the games that follow a restart: a function of the slot's first seed and of how often its worker was started anew."""
     return [int(np.random.SeedSequence((seeds[0], restarts)).generate_state(1)[0] & 0x7FFFFFFF)] if seeds else []
@@ -468,51 +330,3 @@ def _other_seeds(seeds: list[int], restarts: int) -> list[int]:
 def usable_cores() -> int:
     """CPU cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _anonymous_file() -> BinaryIO:
-    """A file in memory that no name leads to, so that nothing is left when every process that holds it is gone."""
-    if hasattr(os, "memfd_create"):
-        return os.fdopen(os.memfd_create("playfield"), "r+b")
-    return tempfile.TemporaryFile()
-
-
-def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
-    """What JSON made lists of, as it was."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-
-
-def _description_from(fields: dict[str, Any]) -> GameDescription:
-    """A description from its JSON."""
-    return GameDescription(**_with_tuples({**fields, "protocol": GameProtocol(**_with_tuples(fields["protocol"]))}))
-
-
-def main() -> None:
-    """A worker's life; its failures go to the trainer as one message."""
-    memory, commands, replies = map(int, sys.argv[1:])
-    for fd in (memory, commands, replies):
-        os.set_inheritable(fd, False)  # a game's engine that outlives its worker would keep the pipe open, and hide its end
-    channel = _Channel(commands, replies)
-    told = False
-    with contextlib.suppress(BrokenPipeError):  # the trainer is gone, or wants no more of us
-        try:
-            worker = _Worker(channel, memory)
-            told = True
-            worker.serve()
-        except BrokenPipeError:
-            raise
-        except Exception as error:
-            if told:
-                channel.write(FAILED)
-            channel.write_message(_last_words(error))
-
-
-def _last_words(error: Exception) -> dict[str, str]:
-    if isinstance(error, InputError | GameLost):
-        return {"error": str(error), "kind": type(error).__name__}
-    text = "".join(traceback.format_exception(error))
-    return {"error": f"{type(error).__name__}: {error}", "kind": type(error).__name__, "traceback": text}
-
-
-if __name__ == "__main__":
-    main()

@@ -8,28 +8,20 @@ HTML. Plots place things in percent of their width, so that one drawing fits a p
 """
 
 import base64
-import html
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
-from evaluation.rules import Score, rules_in_words, same_rules, suites_in_words
-from training.scores import points
-
-Baseline = Mapping[str, Any]  # one of its `baselines`
-Curve = Sequence[Mapping[str, float]]  # rows of metrics.jsonl
+from evaluation.markup import Markup, interval, joined, number, tag
+from evaluation.plots import Baseline, Curve, curve_section, score_plot
+from evaluation.rules import Score, kind_of, rules_in_words, same_rules, suites_in_words
+from training.progress import short
 
 EMBEDDED_BYTES = 8_000_000  # a larger video is linked to instead
-CURVE_POINTS = 400  # at most, a run: more cannot be told apart on a screen
-CURVE_HEIGHT = 240  # pixels
-ROW_HEIGHT = 40  # pixels, of one row of the score plot
-JITTER = 9  # pixels, up and down, so that games of equal score do not cover each other
 OTHER_RULES_SHOWN = 6  # scores under other rules that stand open; the rest unfolds
-COLOURS = 6  # lines of a learning curve with a colour of their own
 
 LABELS = {
     "env": "Environment",
@@ -117,36 +109,6 @@ summary { cursor: pointer; padding: .6rem 0; }
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; media-src data: file: 'self'; base-uri 'none'; form-action 'none'"
 
 
-class Markup(str):
-    """Text that is HTML already; every other string is escaped when it enters a page."""
-
-    __slots__ = ()
-
-
-def tag(name: str, *children: object, **attributes: object) -> Markup:
-    """One HTML element.
-
-    Args:
-        name: of the element.
-        *children: what is inside; a `Markup` stays as it is and anything else is escaped.
-        **attributes: a trailing or inner `_` stands for what Python does not allow (`class_`, `stroke_width`); None and False
-            leave an attribute out, True writes its bare name.
-    """
-    written = "".join(_attribute(key, value) for key, value in attributes.items())
-    return Markup(f"<{name}{written}>{_joined(children)}</{name}>")
-
-
-def _attribute(key: str, value: object) -> str:
-    name = key.rstrip("_").replace("_", "-")
-    if value is None or value is False:
-        return ""
-    return f" {name}" if value is True else f' {name}="{html.escape(str(value))}"'
-
-
-def _joined(children: Iterable[object]) -> Markup:
-    return Markup("".join(child if isinstance(child, Markup) else html.escape(str(child)) for child in children))
-
-
 def write_report(
     path: Path, scores: Sequence[Score], curves: Mapping[str, Curve], videos: Mapping[str, Sequence[Path]], command: str
 ) -> None:
@@ -173,7 +135,7 @@ def write_report(
 
 def _page(scores: Sequence[Score], sections: Sequence[Markup], command: str) -> Markup:
     title = "Playfield evaluation: " + ", ".join(dict.fromkeys(str(score["env"]) for score in scores))
-    head = _joined(
+    head = joined(
         [
             Markup('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
             Markup(f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'),
@@ -183,7 +145,7 @@ def _page(scores: Sequence[Score], sections: Sequence[Markup], command: str) -> 
     )
     wholes = [tag("p", line) for line in suites_in_words(scores)]
     body = [tag("h1", title), *wholes, *sections, tag("h2", "How this was made"), tag("pre", command)]
-    return _joined([Markup("<!doctype html>\n"), tag("html", tag("head", head), tag("body", *body), lang="en"), Markup("\n")])
+    return joined([Markup("<!doctype html>\n"), tag("html", tag("head", head), tag("body", *body), lang="en"), Markup("\n")])
 
 
 def _section(group: Sequence[Score], curves: Mapping[str, Curve], videos: Mapping[str, Sequence[Path]], folder: Path) -> Markup:
@@ -193,10 +155,10 @@ def _section(group: Sequence[Score], curves: Mapping[str, Curve], videos: Mappin
         tag("h2", group[0]["env"]),
         tag("p", rules_in_words(group[0]["protocol"]), class_="soft"),
         _headlines(group),
-        _score_plot(group, comparable),
+        score_plot(group, comparable),
         _score_table(group),
         _comparable_table(comparable),
-        _curve_section({run: curves[run] for run in runs if run in curves}, _agents(group)),
+        curve_section({run: curves[run] for run in runs if run in curves}, _agents(group)),
         *(_video_section(run, video, folder) for run in runs for video in videos.get(run, ())),
         _other_table(other),
         _origin_table(group),
@@ -207,11 +169,7 @@ def _section(group: Sequence[Score], curves: Mapping[str, Curve], videos: Mappin
 
 def _agents(group: Sequence[Score]) -> list[Score]:
     """What the page is about: the agents, or everything where nothing was trained."""
-    return [score for score in group if _kind(score) == "agent"] or list(group)
-
-
-def _kind(score: Score) -> str:
-    return str(score.get("kind", "agent"))
+    return [score for score in group if kind_of(score) == "agent"] or list(group)
 
 
 # --- the headline ---------------------------------------------------------------------------------------------------
@@ -222,10 +180,10 @@ def _headlines(group: Sequence[Score]) -> Markup:
 
 
 def _headline(score: Score) -> Markup:
-    trained = f", {_short(score['frames'])} frames of training" if score["frames"] else ""
+    trained = f", {short(score['frames'])} frames of training" if score["frames"] else ""
     parts = [
         tag("div", f"{score['run']} ({score['algorithm']}{trained})", class_="soft"),
-        tag("p", _number(score["mean"]), " ", tag("small", "points a game"), class_="big"),
+        tag("p", number(score["mean"]), " ", tag("small", "points a game"), class_="big"),
         tag("p", _interval_in_words(score)),
     ]
     if score["human_normalized"] is not None:
@@ -241,11 +199,11 @@ def _interval_in_words(score: Score) -> str:
     played = f"The mean of {games} {'game' if games == 1 else 'games'}{_cut_off(score['episodes'])}"
     if score["ci95"] is not None:
         low, high = score["ci95"]
-        return f"{played}; its 95 % interval is {_number(low)} to {_number(high)}."
+        return f"{played}; its 95 % interval is {number(low)} to {number(high)}."
     if games == 1:
         return f"{played}, so no interval."
     if distinct < max(2, games / 2):
-        return f"{played}; the same game was played again and again: {distinct} distinct of {games}, so no interval."
+        return f"{played}; few of them differ: {distinct} distinct of {games}, so no interval."
     return f"{played}; no interval is given."
 
 
@@ -257,100 +215,6 @@ def _cut_off(episodes: Sequence[Mapping[str, Any]]) -> str:
 # --- scores ---------------------------------------------------------------------------------------------------------
 
 
-class Axis(NamedTuple):
-    """A linear scale from `low` to `high` that ends at round numbers, or the last data where they are far."""
-
-    low: float
-    high: float
-    ticks: tuple[float, ...]
-
-    @classmethod
-    def over(cls, values: Iterable[float], most_ticks: int = 6) -> "Axis":
-        """A scale that holds zero and every finite value."""
-        finite = [0.0, *(value for value in values if math.isfinite(value))]
-        low, high = min(finite), max(finite)
-        if low == high:
-            high = low + 1.0
-        step = _round_step((high - low) / most_ticks)
-        first, last = math.floor(low / step), math.ceil(high / step)
-        return cls(first * step, last * step, tuple(index * step for index in range(first, last + 1)))
-
-    def share(self, value: float) -> float:
-        """Where a value lies, from 0 at `low` to 1 at `high`."""
-        return (value - self.low) / (self.high - self.low)
-
-    def percent(self, value: float) -> str:
-        """The same as an SVG length."""
-        return f"{100 * self.share(value):.2f}%"
-
-
-def _round_step(least: float) -> float:
-    """The smallest of 1, 2, 5, 10, 20, ... (times any power of ten) that is not below `least`."""
-    power = 10.0 ** math.floor(math.log10(least))
-    return next(factor * power for factor in (1, 2, 5, 10, 20) if factor * power >= least)
-
-
-def _score_plot(group: Sequence[Score], comparable: Sequence[Baseline]) -> Markup:
-    """A row a score: its games as dots, its mean and its interval; then a row a baseline under the same rules."""
-    games = [episode["return"] for score in group for episode in score["episodes"]]
-    means = [score["mean"] for score in group]
-    axis = Axis.over([*games, *means, *(baseline["score"] for baseline in comparable)])
-    what = "A dot is a game, the upright line the mean, the bar its 95 % interval."
-    if comparable:
-        what += " A diamond is a baseline measured by others under the same rules."
-    rows = [_score_row(score, axis) for score in group] + [_baseline_row(baseline, axis) for baseline in comparable]
-    return _joined([tag("h3", "Scores"), tag("p", what, class_="soft"), tag("figure", *rows, _axis_row(axis))])
-
-
-def _score_row(score: Score, axis: Axis) -> Markup:
-    marks = [_game_dot(index, episode, axis) for index, episode in enumerate(score["episodes"])]
-    middle = ROW_HEIGHT / 2
-    if score["ci95"] is not None:
-        low, high = (axis.percent(end) for end in score["ci95"])
-        marks.append(tag("line", x1=low, x2=high, y1=middle, y2=middle, class_="interval"))
-    mean = axis.percent(score["mean"])
-    marks.append(tag("line", x1=mean, x2=mean, y1=middle - 12, y2=middle + 12, class_="mean"))
-    number = [_number(score["mean"]), " ", tag("small", _interval(score["ci95"]))]
-    return _row(score["run"], _kind(score), _track(axis, marks), number)
-
-
-def _game_dot(index: int, episode: Mapping[str, Any], axis: Axis) -> Markup:
-    spread = (index * 0.618_034) % 1 - 0.5  # multiples of the golden ratio fill the height evenly, the same at every call
-    words = f"game {index}: {_number(episode['return'])} points, {episode['frames']:,} frames, seed {episode['seed']}"
-    place = {"cx": axis.percent(episode["return"]), "cy": f"{ROW_HEIGHT / 2 + 2 * JITTER * spread:.1f}"}
-    return tag("circle", tag("title", words), **place, r=3, class_="dot")
-
-
-def _baseline_row(baseline: Baseline, axis: Axis) -> Markup:
-    diamond = tag("path", d=f"M0 {ROW_HEIGHT / 2 - 6} l6 6 l-6 6 l-6 -6 z", class_="baseline")
-    mark = tag("svg", diamond, x=axis.percent(baseline["score"]), overflow="visible")
-    return _row(baseline["name"], _about_baseline(baseline), _track(axis, [mark]), [_number(baseline["score"])])
-
-
-def _about_baseline(baseline: Baseline) -> str:
-    words = [f"{_short(baseline['frames'])} frames" if baseline.get("frames") else "", baseline.get("score_kind") or ""]
-    return ", ".join(["published", *(word for word in words if word)])
-
-
-def _row(name: object, about: str, track: Markup, number: Sequence[object]) -> Markup:
-    label = tag("div", name, tag("small", about), class_="name")
-    return tag("div", label, track, tag("div", *number, class_="number"), class_="row")
-
-
-def _track(axis: Axis, marks: Sequence[Markup]) -> Markup:
-    lines = [tag("line", x1=axis.percent(tick), x2=axis.percent(tick), y1=0, y2="100%", class_="grid") for tick in axis.ticks]
-    return tag("svg", *lines, *marks, class_="track", height=ROW_HEIGHT, role="img")
-
-
-def _axis_row(axis: Axis) -> Markup:
-    labels = [_scale_label(_number(tick), axis.percent(tick), 14, "middle") for tick in axis.ticks]
-    return tag("div", tag("svg", *labels, class_="track", height=20), class_="row")
-
-
-def _scale_label(text: str, x: str, y: float, anchor: str) -> Markup:
-    return tag("text", text, x=x, y=y, text_anchor=anchor, class_="scale")
-
-
 def _score_table(group: Sequence[Score]) -> Markup:
     statistics = ("#Mean", "#95 % interval", "#Median", "#Std", "#IQM", "#Games", "#Distinct", "#Human-normalised")
     words = "Points a game. IQM is the mean of the middle half of the games; games are distinct where score or length differs."
@@ -358,21 +222,29 @@ def _score_table(group: Sequence[Score]) -> Markup:
 
 
 def _score_cells(score: Score) -> list[object]:
-    statistics = [_number(score[name]) for name in ("median", "std", "iqm")]
+    statistics = [number(score[name]) for name in ("median", "std", "iqm")]
     human = "" if score["human_normalized"] is None else f"{score['human_normalized']:.2f}"
     counts = [len(score["episodes"]), score["distinct_games"], human]
-    return [score["run"], _kind(score), _number(score["mean"]), _interval(score["ci95"]), *statistics, *counts]
+    return [score["run"], kind_of(score), number(score["mean"]), interval(score["ci95"]), *statistics, *counts]
 
 
 def _origin_table(group: Sequence[Score]) -> Markup:
     columns = ("Run", "Kind", "Algorithm", "#Trained frames", "Policy", "Checkpoint", "Commit")
-    return _joined([tag("h3", "Where these scores come from"), _table("", columns, map(_origin_cells, group))])
+    return joined([tag("h3", "Where these scores come from"), _table("", columns, map(_origin_cells, group))])
 
 
 def _origin_cells(score: Score) -> list[object]:
     frames = f"{score['frames']:,}" if score["frames"] else ""
     checkpoint = score["checkpoint"] or ""
-    return [score["run"], _kind(score), score["algorithm"], frames, score["policy"], checkpoint, _short_commit(score["commit"])]
+    return [
+        score["run"],
+        kind_of(score),
+        score["algorithm"],
+        frames,
+        score["policy"],
+        checkpoint,
+        _short_commit(score["commit"]),
+    ]
 
 
 def _short_commit(text: object) -> str:
@@ -395,7 +267,7 @@ def _comparable_table(baselines: Sequence[Baseline]) -> Markup:
         return tag("p", "No published score was found that was measured under these rules.", class_="soft")
     columns = ("Baseline", "#Score", "#Trained frames", "Rules", "Source")
     heading = tag("h3", "Baselines under the same rules")
-    return _joined([heading, _table("Measured by others.", columns, (_baseline_cells(b) for b in baselines))])
+    return joined([heading, _table("Measured by others.", columns, (_baseline_cells(b) for b in baselines))])
 
 
 def _other_table(baselines: Sequence[Baseline]) -> Markup:
@@ -414,7 +286,7 @@ def _other_table(baselines: Sequence[Baseline]) -> Markup:
 
 def _baseline_cells(baseline: Baseline) -> list[object]:
     frames = f"{baseline['frames']:,}" if baseline.get("frames") else ""
-    return [baseline["name"], _number(baseline["score"]), frames, baseline["protocol"], baseline["source"]]
+    return [baseline["name"], number(baseline["score"]), frames, baseline["protocol"], baseline["source"]]
 
 
 def _other_cells(baseline: Baseline) -> list[object]:
@@ -437,70 +309,6 @@ def _table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[object]
 
 def _long(cell: object) -> str | None:
     return "long" if len(str(cell)) > 28 else None
-
-
-# --- the learning curve ---------------------------------------------------------------------------------------------
-
-
-def _curve_section(curves: Mapping[str, Curve], agents: Sequence[Score]) -> Markup:
-    lines = {run: _points(curve) for run, curve in curves.items()}
-    lines = {run: points for run, points in lines.items() if points}
-    if not lines:
-        trained = any(score["frames"] for score in agents)
-        return tag("p", "No learning curve: no finished training game was logged.", class_="soft") if trained else Markup()
-    words = "Mean score of the last 100 training games over emulator frames, while learning (not the frozen agent)."
-    return _joined([tag("h3", "Learning curve"), tag("p", words, class_="soft"), _legend(lines), _curve_plot(lines)])
-
-
-def _points(curve: Curve) -> list[tuple[float, float]]:
-    """(emulator frames, score) of the rows that have both, thinned evenly; the last stays."""
-    rows = [(row.get("frames"), row.get("score/mean_100")) for row in curve]
-    points = [(x, y) for x, y in rows if x is not None and y is not None and math.isfinite(x) and math.isfinite(y)]
-    every = max(1, -(-len(points) // CURVE_POINTS))
-    return points[::-1][::every][::-1]
-
-
-def _legend(lines: Mapping[str, Sequence[tuple[float, float]]]) -> Markup:
-    entries = []
-    for index, (run, line) in enumerate(lines.items()):
-        swatch = tag("span", class_="swatch", style=f"background: {_colour(index)}")
-        frames, score = line[-1]
-        entries.append(tag("span", swatch, f"{run}: {_number(score)} after {_short(frames)} frames"))
-    return tag("div", *entries, class_="legend soft")
-
-
-def _curve_plot(lines: Mapping[str, Sequence[tuple[float, float]]]) -> Markup:
-    x_axis = Axis.over((x for points in lines.values() for x, _ in points), most_ticks=5)
-    x_axis = x_axis._replace(high=max(x for points in lines.values() for x, _ in points) or 1.0)
-    y_axis = Axis.over((y for points in lines.values() for _, y in points), most_ticks=5)
-    paths = [_curve(points, x_axis, y_axis, _colour(index)) for index, points in enumerate(lines.values())]
-    drawing = tag("svg", *paths, viewBox="0 0 1000 1000", preserveAspectRatio="none", width="100%", height=CURVE_HEIGHT)
-    plot = tag("svg", _curve_grid(x_axis, y_axis), drawing, width="100%", height=CURVE_HEIGHT + 24, role="img")
-    return tag("figure", plot)
-
-
-def _curve(points: Sequence[tuple[float, float]], x_axis: Axis, y_axis: Axis, colour: str) -> Markup:
-    """A line in a drawing of 1000 x 1000 that is stretched to the plot; a single point becomes a level stroke."""
-    whole = points if len(points) > 1 else [(x_axis.low, points[0][1]), points[0]]
-    placed = (f"{1000 * x_axis.share(x):.1f},{1000 * (1 - y_axis.share(y)):.1f}" for x, y in whole)
-    return tag("polyline", points=" ".join(placed), class_="line", style=f"stroke: {colour}")
-
-
-def _curve_grid(x_axis: Axis, y_axis: Axis) -> Markup:
-    parts: list[Markup] = []
-    for tick in y_axis.ticks:
-        y = round(CURVE_HEIGHT * (1 - y_axis.share(tick)), 1)
-        parts.append(tag("line", x1=0, x2="100%", y1=y, y2=y, class_="grid"))
-        parts.append(_scale_label(_number(tick), "0", y - 4, "start"))
-    ticks = [tick for tick in x_axis.ticks if tick <= x_axis.high]
-    for tick in ticks:
-        anchor = "start" if tick == ticks[0] else "end" if x_axis.share(tick) > 0.95 else "middle"
-        parts.append(_scale_label(_short(tick), x_axis.percent(tick), CURVE_HEIGHT + 18, anchor))
-    return _joined(parts)
-
-
-def _colour(index: int) -> str:
-    return f"var(--c{index % COLOURS})"
 
 
 # --- videos and rules -----------------------------------------------------------------------------------------------
@@ -526,13 +334,13 @@ def _card(path: Path) -> Markup:
     card = json.loads(path.read_text(encoding="utf-8"))
     stopped = card.pop("recording_stopped_at", None)
     plain = {key: value for key, value in card.items() if isinstance(value, str | int | float)}
-    notice = f"Recording stopped at {_number(stopped)} emulator frames; the game went on." if stopped else None
-    return _joined([tag("p", notice, class_="warn") if notice else Markup(), _facts(plain)])
+    notice = f"Recording stopped at {number(stopped)} emulator frames; the game went on." if stopped else None
+    return joined([tag("p", notice, class_="warn") if notice else Markup(), _facts(plain)])
 
 
 def _protocol_table(group: Sequence[Score]) -> Markup:
     fields = dict.fromkeys(field for score in group for field in score["protocol"])
-    return _joined([tag("h3", "The rules of our games"), _facts({field: _field(field, group) for field in fields})])
+    return joined([tag("h3", "The rules of our games"), _facts({field: _field(field, group) for field in fields})])
 
 
 def _field(field: str, group: Sequence[Score]) -> str:
@@ -576,24 +384,3 @@ def _plain(value: object, key: str = "") -> str:
     if isinstance(value, int | float) and "seed" not in key:
         return f"{int(value):,}" if float(value).is_integer() else f"{value:,}"
     return str(value)
-
-
-def _number(value: float | None) -> str:
-    """Points with as many decimals as help: none where whole, one from 10 on, two below."""
-    if value is None or not math.isfinite(value):
-        return "-"
-    if float(value).is_integer():
-        return f"{value:,.0f}"
-    return points(value)
-
-
-def _interval(ends: Sequence[float] | None) -> str:
-    return "no interval" if ends is None else f"[{_number(ends[0])}, {_number(ends[1])}]"
-
-
-def _short(count: float) -> str:
-    """A count of frames in at most four letters or so: 900, 40k, 2.5M, 20B."""
-    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(count) >= size:
-            return f"{count / size:.3g}{letter}"
-    return f"{count:.0f}"

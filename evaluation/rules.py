@@ -30,6 +30,11 @@ def same_rules(scores: Iterable[Score]) -> list[list[Score]]:
     return list(groups.values())
 
 
+def kind_of(score: Score) -> str:
+    """`agent`, `random`, `script` or `blind replay`."""
+    return str(score.get("kind", "agent"))
+
+
 def rules_in_words(protocol: Mapping[str, Any]) -> str:
     """A protocol in one line."""
     fewest, most = protocol["frame_skip"]

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from evaluation import report
-from evaluation.report import Axis, Markup, tag, write_report
+from evaluation.markup import Markup, tag
+from evaluation.plots import Axis
+from evaluation.report import write_report
 
 HOSTILE = "\"'><script>alert(1)</script><img src=https://evil.example/x onerror=alert(2)>&amp;"
 VOID = {"meta", "br", "img", "input", "link", "source"}
@@ -223,7 +225,7 @@ def test_the_interval_is_in_words_and_drawn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("games", "distinct", "words"),
     [
-        (4, 1, "the same game was played again and again: 1 distinct of 4, so no interval"),
+        (4, 1, "few of them differ: 1 distinct of 4, so no interval"),
         (1, 1, "The mean of 1 game, so no interval"),
         (4, 4, "no interval is given"),
     ],

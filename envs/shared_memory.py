@@ -1,0 +1,108 @@
+"""What the trainer and its workers have in common: the memory that both see, and the pipes between them."""
+
+import json
+import mmap
+import os
+import tempfile
+from collections.abc import Sequence
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from envs.contract import GameDescription, GameProtocol, TimeStep
+
+RESET = 255  # command byte; lower ones are group numbers
+FAILED = 254  # reply byte: a line of JSON that says why follows
+
+
+class SharedMemory:
+    """The arrays that the trainer and its workers both see, laid out one behind the other in one file."""
+
+    def __init__(self, fd: int, num_envs: int, game: GameDescription, record: Sequence[int], *, create: bool) -> None:
+        """Lay the arrays over the file; `create` first makes it long enough."""
+        screen = game.screen_shape or (0, 0, 3)
+        layout: dict[str, tuple[tuple[int, ...], Any]] = {
+            "observation": ((num_envs, *game.observation_shape), game.observation_dtype),
+            "extra": ((num_envs, game.extra_size), np.float32),
+            "reward": ((num_envs,), np.float32),
+            "terminated": ((num_envs,), np.bool_),
+            "truncated": ((num_envs,), np.bool_),
+            "is_first": ((num_envs,), np.bool_),
+            "life_lost": ((num_envs,), np.bool_),
+            "frames": ((num_envs,), np.int32),
+            "actions": ((num_envs,), np.int64),
+            "seeds": ((num_envs,), np.int64),
+            "screens": ((len(record), game.protocol.frame_skip[1], *screen), np.uint8),
+            "screen_counts": ((len(record),), np.int64),
+        }
+        starts, end = {}, 0
+        for name, (shape, dtype) in layout.items():
+            starts[name] = end
+            end += -(-int(np.prod(shape)) * np.dtype(dtype).itemsize // 64) * 64  # each array on a cache line of its own
+        if create:
+            os.ftruncate(fd, max(end, 1))
+        buffer = mmap.mmap(fd, max(end, 1))
+        arrays = {name: np.ndarray(shape, dtype, buffer, starts[name]) for name, (shape, dtype) in layout.items()}
+        self.step = TimeStep(*(arrays[name] for name in TimeStep._fields))
+        self.actions, self.seeds = arrays["actions"], arrays["seeds"]
+        self.screens, self.screen_counts = arrays["screens"], arrays["screen_counts"]
+
+    def step_of(self, slots: slice) -> TimeStep:
+        """Views of some slots' step."""
+        fields: list[Any] = [field[slots] for field in self.step]
+        return TimeStep(*fields)
+
+
+class Channel:
+    """One-byte signals and one-line JSON messages over a pair of pipes."""
+
+    def __init__(self, incoming: int, outgoing: int) -> None:
+        """Take two file descriptors."""
+        self._incoming, self._outgoing = incoming, outgoing
+
+    def write(self, signal: int) -> None:
+        """Send one byte."""
+        os.write(self._outgoing, bytes((signal,)))
+
+    def read(self) -> int | None:
+        """The next signal; None when the other side is gone."""
+        signal = os.read(self._incoming, 1)
+        return signal[0] if signal else None
+
+    def write_message(self, message: Any) -> None:
+        """Send what JSON can say."""
+        data = json.dumps(message).encode() + b"\n"
+        while data:
+            data = data[os.write(self._outgoing, data) :]
+
+    def read_message(self) -> Any:
+        """The next message; an empty dict when the other side is gone."""
+        line = bytearray()
+        while not line.endswith(b"\n"):
+            piece = os.read(self._incoming, 1)
+            if not piece:
+                return {}
+            line += piece
+        return json.loads(line)
+
+    def close(self) -> None:
+        """Close both ends: the other side reads end-of-file."""
+        os.close(self._incoming)
+        os.close(self._outgoing)
+
+
+def anonymous_file() -> BinaryIO:
+    """A file in memory that no name leads to, so that nothing is left when every process that holds it is gone."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("playfield"), "r+b")
+    return tempfile.TemporaryFile()
+
+
+def with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    """What JSON made lists of, as it was."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+
+
+def description_from(fields: dict[str, Any]) -> GameDescription:
+    """A description from its JSON."""
+    return GameDescription(**with_tuples({**fields, "protocol": GameProtocol(**with_tuples(fields["protocol"]))}))

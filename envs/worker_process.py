@@ -1,0 +1,104 @@
+"""A worker process of `envs/workers.py`: it plays its games when told to, until the trainer is gone."""
+
+import contextlib
+import os
+import sys
+import traceback
+from dataclasses import asdict
+
+from envs import registry
+from envs.contract import Game, GameLost, InputError, Outcome, ProtocolOptions
+from envs.shared_memory import FAILED, RESET, Channel, SharedMemory, description_from, with_tuples
+
+
+class Worker:
+    """A worker process: plays its games when told to."""
+
+    def __init__(self, channel: Channel, memory_fd: int) -> None:
+        """Make the games of the order that comes first, say what they are, and map the memory."""
+        order = channel.read_message()
+        options = ProtocolOptions(**with_tuples(order["options"]))
+        self._channel = channel
+        self._slots: list[list[int]] = order["slots"]
+        self._games: dict[int, Game] = {slot: registry.make_game(env_id, options) for slot, env_id in order["ids"]}
+        channel.write_message(asdict(next(iter(self._games.values())).description))
+        layout = channel.read_message()
+        self._memory = SharedMemory(
+            memory_fd, layout["num_envs"], description_from(layout["description"]), order["record"], create=False
+        )
+        self._rows = {slot: row for row, slot in enumerate(order["record"]) if slot in self._games}
+        for slot in self._rows:
+            self._games[slot].record()
+        self._seeds: dict[int, list[int]] = {}
+        self._over: dict[int, bool] = {}
+
+    def serve(self) -> None:
+        """Obey until the trainer is gone."""
+        while (command := self._channel.read()) is not None:
+            if command == RESET:
+                self._plan_games(self._channel.read_message())
+            else:
+                for slot in self._slots[command]:
+                    self._play(slot)
+                self._channel.write(command)
+
+    def _plan_games(self, seeds: list[list[list[int]]]) -> None:
+        """Open new games at the next step of each slot."""
+        for slots, group_seeds in zip(self._slots, seeds, strict=True):
+            self._seeds |= dict(zip(slots, group_seeds, strict=True))
+            self._over |= dict.fromkeys(slots, True)
+
+    def _open(self, slot: int) -> None:
+        seed = self._seeds[slot].pop(0) if self._seeds[slot] else None
+        self._games[slot].reset(seed, self._memory.step.observation[slot], self._memory.step.extra[slot])
+        self._memory.seeds[slot] = -1 if seed is None else seed
+        self._write(slot, Outcome(0.0, False, False, False, 0), is_first=True)
+
+    def _play(self, slot: int) -> None:
+        if self._over[slot]:
+            return self._open(slot)
+        step = self._memory.step
+        outcome = self._games[slot].step(int(self._memory.actions[slot]), step.observation[slot], step.extra[slot])
+        self._write(slot, outcome, is_first=False)
+
+    def _write(self, slot: int, outcome: Outcome, *, is_first: bool) -> None:
+        step = self._memory.step
+        step.reward[slot], step.terminated[slot], step.truncated[slot], step.life_lost[slot], step.frames[slot] = outcome
+        step.is_first[slot] = is_first
+        self._over[slot] = outcome.terminated or outcome.truncated
+        if (row := self._rows.get(slot)) is not None:
+            frames = self._games[slot].last_frames()
+            self._memory.screen_counts[row] = len(frames)
+            for at, frame in enumerate(frames):
+                self._memory.screens[row, at] = frame
+
+
+def main() -> None:
+    """A worker's life; its failures go to the trainer as one message."""
+    memory, commands, replies = map(int, sys.argv[1:])
+    for fd in (memory, commands, replies):
+        os.set_inheritable(fd, False)  # a game's engine that outlives its worker would keep the pipe open, and hide its end
+    channel = Channel(commands, replies)
+    told = False
+    with contextlib.suppress(BrokenPipeError):  # the trainer is gone, or wants no more of us
+        try:
+            worker = Worker(channel, memory)
+            told = True
+            worker.serve()
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            if told:
+                channel.write(FAILED)
+            channel.write_message(_last_words(error))
+
+
+def _last_words(error: Exception) -> dict[str, str]:
+    if isinstance(error, InputError | GameLost):
+        return {"error": str(error), "kind": type(error).__name__}
+    text = "".join(traceback.format_exception(error))
+    return {"error": f"{type(error).__name__}: {error}", "kind": type(error).__name__, "traceback": text}
+
+
+if __name__ == "__main__":
+    main()
