@@ -97,7 +97,7 @@ def main(words: Sequence[str]) -> int:
             LEAST_SECONDS, LONGER * (time.monotonic() - started) / max(1, len({test.split("::")[0] for test in tests}))
         )
         if whole.returncode != 0:
-            print(f"the tests fail without any mutant:\n{whole.stdout[-3000:]}")
+            print(f"the tests fail without any mutant:\n{whole.stdout[-3000:]}{whole.stderr[-1000:]}")
             return 1
     with ThreadPoolExecutor(usable_cores()) as pool:
         results = list(pool.map(lambda mutant: try_mutant(mutant.file, mutant.old, mutant.new, mutant.tests, seconds), chosen))
