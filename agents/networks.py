@@ -228,7 +228,7 @@ class Memory(nn.Module):
         played = nn.functional.one_hot(inputs.last_actions, self._num_actions)
         before = torch.cat([played, inputs.last_rewards[..., None].clamp(-1, 1)], -1) * goes_on
         outputs = []
-        with torch.autocast(features.device.type, enabled=False):  # rounding would add up from step to step
+        with torch.autocast(features.device.type, enabled=False):  # CUDA would round, and it adds up from step to step
             for seen, kept in zip(torch.cat([features.float(), before], -1), goes_on, strict=True):
                 state = self._step(seen, state * kept)
                 outputs.append(state[:, : self.features])

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from agents.agent import Setting
+from agents.networks import ActorCritic, Inputs
 from agents.registry import ALGORITHMS
-from tests.agents.driving import configure, decide, describe, draw_tape, play_tape, split
+from tests.agents.driving import configure, decide, describe, draw_tape, inputs_of, play_tape, split
 
 pytestmark = [
     pytest.mark.gpu,
@@ -95,3 +96,15 @@ def test_a_state_goes_from_device_to_device(algorithm):
     for name, weight in gpu.state_dict()["weights"].items():
         assert torch.equal(cpu.state_dict()["weights"][name], weight.cpu())
     play_tape(cpu, draw_tape(17, 4, shape=(5,)).rewind(2))
+
+
+@pytest.mark.parametrize("memory", ["gru", "lstm"])
+def test_a_memory_is_not_rounded(memory):
+    torch.manual_seed(0)
+    network = ActorCritic(GAMES["vector"], 1, "auto", memory).cuda()
+    inputs, _ = inputs_of(torch.randn(4, 1, 5))
+    state = torch.randn(4, network.state_size, device="cuda")
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        _, _, after = network(Inputs(*(part.cuda() for part in inputs)), state)
+    assert after.dtype == torch.float32
+    assert not torch.equal(after, after.bfloat16().float())
