@@ -107,7 +107,7 @@ def ale_seeds(seed: int) -> tuple[int, int]:
 class AtariGame:
     """One Atari game under a protocol."""
 
-    one_a_process = False
+    own_engine = False
 
     @staticmethod
     def options_of(env_id: str) -> ProtocolOptions:

@@ -172,8 +172,8 @@ class Game(Protocol):
     """One environment, as a family implements it and a worker plays it."""
 
     description: GameDescription
-    one_a_process: bool
-    """Whether two of its kind cannot live in one process."""
+    own_engine: bool
+    """Whether it plays by turns with a process of its own, the engine, that is best kept on the same core."""
 
     def __init__(self, env_id: str, options: ProtocolOptions) -> None:
         """Make the game.

@@ -80,7 +80,7 @@ def config_file(env_id: str) -> Path:
 class DoomGame:
     """One scenario or map."""
 
-    one_a_process = False
+    own_engine = True
 
     @staticmethod
     def options_of(_env_id: str) -> ProtocolOptions:
@@ -99,14 +99,16 @@ class DoomGame:
         if fewest != most:
             raise InputError(f"{env_id}: --frame-skip {fewest}-{most} is drawn at each step; Doom takes one number, as in 4")
         self._id, self._size = env_id, options.image_size or IMAGE_SIZE
-        self._env = self._engine(most)
+        self._env, self._skip = self._engine(most), most
         game = self._env.game
-        self._num_mouse = int(self._env.num_delta_buttons)
+        mouse = [0.0] * self._env.num_delta_buttons  # these come first
+        self._presses = [mouse + [float(down) for down in keys] for keys in self._env.button_map]
         self._variables = np.zeros(len(game.get_available_game_variables()) if options.game_variables else 0, np.float32)
         if options.game_variables and not self._variables.size:
             raise InputError(f"{env_id}: --game-variables, but this scenario shows none; leave the flag out")
         self.description = self._describe(most, options)
         self._screen = np.zeros((game.get_screen_height(), game.get_screen_width(), 3), np.uint8)
+        self._small = np.zeros((*self._size, 3), np.uint8)
         shrinks = max(self._screen.shape[0] / self._size[0], self._screen.shape[1] / self._size[1])
         # Below two, bilinear misses no pixel and is five times as fast.
         self._interpolation = cv2.INTER_AREA if shrinks >= 2 else cv2.INTER_LINEAR
@@ -175,52 +177,55 @@ class DoomGame:
             if self._twin is not None:  # opens the same game: each draws the engine's seed from a generator of its own
                 self._twin.np_random = copy.deepcopy(self._env.np_random)
                 self._twin.reset(seed=seed)
-            value, _ = self._env.reset(seed=seed)
+            self._env.reset(seed=seed)
             self._time = self._env.game.get_episode_time()
-        self._keep(value)
+        self._keep(self._env.state)
         self._show(observation, extra)
 
     def step(self, action: int, observation: NDArray[np.generic], extra: NDArray[np.float32]) -> Outcome:
         """Hold one action for the step's tics, or until the episode ends."""
-        choice: Any = {"binary": action, "continuous": np.zeros(self._num_mouse, np.float32)} if self._num_mouse else action
+        game = self._env.game
         with self._alive():
-            value, reward, over, cut, _ = self._env.step(choice)
+            reward = game.make_action(self._presses[action], self._skip)
+            over, cut = game.is_episode_finished(), game.is_episode_timeout_reached()
             frames = self._tics_since()
             if self._twin is not None:
-                self._frames = self._follow(choice, frames)
-        if not over:
-            self._keep(value)
+                self._frames = self._follow(action, frames)
+            self._keep(game.get_state())
         self._show(observation, extra)
-        return Outcome(float(reward), bool(over and not cut), bool(cut), False, frames)
+        return Outcome(reward, over and not cut, cut, False, frames)
 
     def _tics_since(self) -> int:
         """How many tics the step took: fewer than the skip where the episode ended in it.
 
         Where it ended by leaving the map the engine's clock stands at zero; then the whole skip is counted.
         """
-        skip = self.description.protocol.frame_skip[1]
         before, self._time = self._time, self._env.game.get_episode_time()
-        return min(self._time - before, skip) if self._time > before else skip
+        return min(self._time - before, self._skip) if self._time > before else self._skip
 
-    def _follow(self, choice: Any, frames: int) -> list[NDArray[np.uint8]]:
+    def _follow(self, action: int, frames: int) -> list[NDArray[np.uint8]]:
         """Play the same step in the twin, tic by tic; a tic that ended the game has no screen and shows the one before it."""
-        screens, screen = [], self._screen
+        game, screens, screen = self._twin.game, [], self._screen
         for _ in range(frames):
-            if self._twin.state is not None:
-                value = self._twin.step(choice)[0]
-                screen = screen if self._twin.state is None else np.copy(value["screen"])
+            if not game.is_episode_finished():
+                game.make_action(self._presses[action], 1)
+                state = game.get_state()
+                screen = screen if state is None else np.copy(state.screen_buffer)
             screens.append(screen)
         return screens
 
-    def _keep(self, value: dict[str, NDArray[Any]]) -> None:
-        self._screen = np.asarray(value["screen"], np.uint8)
+    def _keep(self, state: Any) -> None:
+        """Take what is seen; at the end of an episode there is no state, and the last one stands."""
+        if state is None:
+            return
+        self._screen = state.screen_buffer
         if self._variables.size:
-            self._variables = np.asarray(value["gamevariables"], np.float32)
+            self._variables = np.asarray(state.game_variables, np.float32)
 
     def _show(self, observation: NDArray[np.generic], extra: NDArray[np.float32]) -> None:
         height, width = self._size
-        small = cv2.resize(self._screen, (width, height), interpolation=self._interpolation)
-        observation[...] = small.transpose(2, 0, 1)
+        cv2.resize(self._screen, (width, height), self._small, interpolation=self._interpolation)
+        cv2.split(self._small, list(observation))
         extra[:] = self._variables
 
     @contextlib.contextmanager

@@ -210,7 +210,7 @@ class LevelCache:
 class LabGame:
     """One level of DeepMind Lab."""
 
-    one_a_process = False
+    own_engine = False
 
     @staticmethod
     def options_of(_env_id: str) -> ProtocolOptions:

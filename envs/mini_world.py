@@ -1,18 +1,22 @@
 """MiniWorld's rooms and mazes, drawn by OpenGL without a display.
 
-They are played as any registered environment is, one in each process: their OpenGL contexts do not get along.
+They are played as any registered environment is. Several share a process, which MiniWorld alone does not allow: it compiles the
+walls of every world into the display list of number 1, and the OpenGL contexts of one process have their lists in common.
 """
 
 import contextlib
+import functools
 import importlib
 import io
 import math
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import metadata
 from typing import Any
 
 import gymnasium
+import numpy as np
 from gymnasium.spaces import Dict
 from numpy.typing import NDArray
 
@@ -33,11 +37,24 @@ def _import_miniworld() -> None:
     os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa draws without threads: every core has worlds of its own
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            importlib.import_module("miniworld")
+            _give_each_world_its_lists(importlib.import_module("miniworld.miniworld"))
     except ModuleNotFoundError as error:
         raise InputError(f"MiniWorld is not installed ({error}): pip install miniworld") from error
     except Exception as error:  # pyglet's own, of many kinds: no EGL, no GLU, no context
         raise _no_renderer(error) from error
+
+
+@functools.cache
+def _give_each_world_its_lists(module: Any) -> None:
+    """Let the list that a world calls number 1 be another one in each OpenGL context."""
+    gl = importlib.import_module("pyglet.gl")
+    numbers: dict[Any, int] = {}
+
+    def of_context(call: Callable[..., None]) -> Callable[..., None]:
+        return lambda first, *rest: call(first + numbers.setdefault(gl.current_context, len(numbers)), *rest)
+
+    for name in ("glNewList", "glCallList", "glDeleteLists"):
+        setattr(module, name, of_context(getattr(module, name)))
 
 
 def _no_renderer(error: Exception) -> InputError:
@@ -58,7 +75,7 @@ def ids() -> list[str]:
 class MiniWorldGame(RegisteredGame):
     """One world."""
 
-    one_a_process = True
+    own_engine = False
     flags = ("image_size",)
 
     @staticmethod
@@ -83,6 +100,12 @@ class MiniWorldGame(RegisteredGame):
             backend=f"miniworld {metadata.version('miniworld')}",
         )
         self.description = replace(self.description, protocol=protocol, action_names=_action_names(env_id, world))
+
+    def reset(self, seed: int | None, observation: NDArray[np.generic], extra: NDArray[np.float32]) -> None:
+        """Open an episode; its walls are compiled in the context that is current."""
+        world: Any = self._env.unwrapped
+        world.shadow_window.switch_to()
+        super().reset(seed, observation, extra)
 
     def _made(self, env_id: str, options: ProtocolOptions) -> gymnasium.Env[Any, Any]:
         height, width = options.image_size or IMAGE_SIZE

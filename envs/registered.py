@@ -17,7 +17,7 @@ from envs.contract import GameDescription, GameProtocol, InputError, Outcome, Pr
 class RegisteredGame:
     """One environment made by `gymnasium.make`."""
 
-    one_a_process = False
+    own_engine = False
     flags: tuple[str, ...] = ()  # that change the rules
 
     @staticmethod

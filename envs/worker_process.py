@@ -17,6 +17,8 @@ class Worker:
     def __init__(self, channel: Channel, memory_fd: int) -> None:
         """Make the games of the order that comes first, say what they are, and map the memory."""
         order = channel.read_message()
+        if order["core"] is not None:
+            os.sched_setaffinity(0, {order["core"]})  # before the games: their engines inherit it
         options = ProtocolOptions(**with_tuples(order["options"]))
         self._channel = channel
         self._slots: list[list[int]] = order["slots"]

@@ -15,12 +15,13 @@ A worker that dies or hangs is started anew with other seeds, where that is want
 """
 
 import contextlib
+import itertools
 import os
 import select
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
@@ -89,11 +90,16 @@ class WorkerEnvs:
         self._workers: list[_WorkerProcess] = []
         self._file = anonymous_file()
         try:
-            for slots in self._shares(env_id, num_workers or usable_cores()):
-                ids = {slot: self.tasks[slot] for group in slots for slot in group}
-                self._workers.append(
-                    _WorkerProcess(self._file.fileno(), ids, options or ProtocolOptions(), slots, list(record), hang_seconds)
-                )
+            cores = _cores_to_keep(env_id)
+            for slots in self._shares(num_workers or usable_cores()):
+                order = {
+                    "slots": slots,
+                    "ids": [(slot, self.tasks[slot]) for group in slots for slot in group],
+                    "options": asdict(options or ProtocolOptions()),
+                    "record": list(record),
+                    "core": next(cores),
+                }
+                self._workers.append(_WorkerProcess(self._file.fileno(), slots, order, hang_seconds))
             self.description = self._joint_description(env_id, [worker.describe() for worker in self._workers])
             self._memory = SharedMemory(self._file.fileno(), num_envs, self.description, list(record), create=True)
             self._steps = tuple(self._memory.step_of(group) for group in self.groups)
@@ -103,13 +109,8 @@ class WorkerEnvs:
             self.close()
             raise
 
-    def _shares(self, env_id: str, num_workers: int) -> list[list[list[int]]]:
+    def _shares(self, num_workers: int) -> list[list[list[int]]]:
         """The slots of each worker, by group."""
-        if registry.game_class(env_id).one_a_process:
-            return [
-                [[slot] if slot in range(self.num_envs)[group] else [] for group in self.groups]
-                for slot in range(self.num_envs)
-            ]
         size = self.num_envs // len(self.groups)
         shares = np.array_split(np.arange(size), min(size, num_workers))
         return [[[int(slot) + group.start for slot in share] for group in self.groups] for share in shares]
@@ -128,8 +129,7 @@ class WorkerEnvs:
         """Start a step of one group; actions (slots of the group,)."""
         self._memory.actions[self.groups[group]] = actions
         for worker in self._workers:
-            if worker.slots[group]:
-                worker.start(group)
+            worker.start(group)
 
     def recv(self, group: int) -> TimeStep:
         """Wait for this group's step. The fields are views, valid until its next `send`.
@@ -138,8 +138,6 @@ class WorkerEnvs:
             WorkerError: a game raised; or a worker died or hangs and is not to be started anew, or died again and again.
         """
         for worker in self._workers:
-            if not worker.slots[group]:
-                continue
             try:
                 worker.expect(group)
             except WorkerLostError as gone:
@@ -185,18 +183,9 @@ class WorkerEnvs:
 class _WorkerProcess(Channel):
     """The trainer's end of one worker."""
 
-    def __init__(
-        self,
-        memory: int,
-        ids: dict[int, str],
-        options: ProtocolOptions,
-        slots: list[list[int]],
-        record: list[int],
-        hang_seconds: float,
-    ) -> None:
+    def __init__(self, memory: int, slots: list[list[int]], order: dict[str, Any], hang_seconds: float) -> None:
         self.slots = slots  # slots[group]
-        self._memory, self._hang_seconds = memory, hang_seconds
-        self._order = {"slots": slots, "ids": list(ids.items()), "options": asdict(options), "record": record}
+        self._memory, self._order, self._hang_seconds = memory, order, hang_seconds
         self._seeds: list[list[list[int]]] = []
         self._running: list[int] = []  # groups whose step was started and has not been received
         self._restarts = 0
@@ -236,9 +225,8 @@ class _WorkerProcess(Channel):
         self._seeds = seeds
         self.write(RESET)
         self.write_message(seeds)
-        for group, slots in enumerate(self.slots):
-            if slots:
-                self.start(group)
+        for group in range(len(self.slots)):
+            self.start(group)
 
     def start(self, group: int) -> None:
         """Start a step."""
@@ -325,6 +313,19 @@ class _WorkerProcess(Channel):
 def _other_seeds(seeds: list[int], restarts: int) -> list[int]:
     """Of the games that follow a restart: a function of the slot's first seed and of how often its worker was started anew."""
     return [int(np.random.SeedSequence((seeds[0], restarts)).generate_state(1)[0] & 0x7FFFFFFF)] if seeds else []
+
+
+def _cores_to_keep(env_id: str) -> Iterator[int | None]:
+    """The core of each worker, by turns; None leaves it to the system.
+
+    A game and its engine hand over to each other many times a step: on one core that takes half as long as on two. Trainers
+    side by side begin with different cores.
+    """
+    if not (registry.game_class(env_id).own_engine and hasattr(os, "sched_getaffinity")):
+        return itertools.repeat(None)
+    cores = sorted(os.sched_getaffinity(0))
+    first = os.getpid() % len(cores)
+    return itertools.cycle(cores[first:] + cores[:first])
 
 
 def usable_cores() -> int:

@@ -220,6 +220,19 @@ def test_an_engine_that_dies_is_a_lost_game():
     game.close()
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="a system that binds no process to cores")
+def test_a_game_and_its_engine_stay_on_one_core():
+    with WorkerEnvs(BASIC, 2, num_workers=2) as envs:
+        usable = os.sched_getaffinity(0)
+        cores = [os.sched_getaffinity(worker._process.pid) for worker in envs._workers]
+        assert all(len(core) == 1 and core <= usable for core in cores)
+        assert len(set.union(*cores)) == min(2, len(usable))
+        for worker, core in zip(envs._workers, cores, strict=True):
+            assert [os.sched_getaffinity(engine) for engine in engines_of(worker._process.pid)] == [core]
+    with WorkerEnvs("CartPole-v1", 2) as envs:
+        assert [os.sched_getaffinity(worker._process.pid) for worker in envs._workers] == [usable] * len(envs._workers)
+
+
 @linux
 @pytest.mark.parametrize("victim", ["engine", "worker"])
 def test_killed_processes_are_replaced_and_leave_nothing(victim):

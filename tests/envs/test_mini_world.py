@@ -56,17 +56,47 @@ def test_equals_gymnasium(env_id):
 
 @needs_miniworld
 def test_what_it_says_of_itself():
-    with WorkerEnvs(HALLWAY, 2, record=[1]) as envs:
+    with WorkerEnvs(HALLWAY, 2, num_workers=1, record=[1]) as envs:
         game = envs.description
         assert game.action_names == ("turn_left", "turn_right", "move_forward")
         assert (game.frames_per_second, game.screen_shape) == (30, (600, 800, 3))
         assert game.protocol.max_episode_steps == 250 and game.protocol.backend.startswith("miniworld 2")
-        assert len(envs._workers) == 2  # each in a process of its own
         envs.reset([[1], [1]])
         np.testing.assert_array_equal(*envs.recv(0).observation)
         envs.send(np.array([1, 1]), 0)
         np.testing.assert_array_equal(*envs.recv(0).observation)
         assert envs.last_frames(1).shape == (1, 600, 800, 3) and envs.last_frames(1).std() > 1
+
+
+@needs_miniworld
+def test_worlds_that_share_a_process_look_as_they_do_alone():
+    """Rooms, mazes and things of other forms, which open new games at other times."""
+    ids = (HALLWAY, "MiniWorld-FourRooms-v0", "MiniWorld-PickupObjects-v0", "MiniWorld-Sidewalk-v0")
+    code = """
+import hashlib, sys
+import numpy as np
+from envs import mini_world
+from envs.contract import ProtocolOptions
+games = [mini_world.MiniWorldGame(env_id, ProtocolOptions()) for env_id in sys.argv[1:]]
+extra, seen, pictures = np.zeros(0, np.float32), [hashlib.sha256() for _ in games], np.zeros((len(games), 3, 60, 80), np.uint8)
+for game, picture in zip(games, pictures):
+    game.reset(len(game.description.protocol.env), picture, extra)
+for action in np.random.default_rng(0).integers(3, size=300):
+    for game, picture, digest in zip(games, pictures, seen):
+        outcome = game.step(int(action), picture, extra)
+        digest.update(picture)
+        if outcome.terminated or outcome.truncated:
+            game.reset(None, picture, extra)
+print(*(digest.hexdigest() for digest in seen))
+"""
+
+    def play(*ids):
+        root = Path(__file__).parents[2]
+        done = subprocess.run([sys.executable, "-c", code, *ids], cwd=root, capture_output=True, text=True, check=True)
+        return done.stdout.split()
+
+    alone = [play(env_id)[0] for env_id in ids]
+    assert len(set(alone)) == len(ids) and play(*ids) == alone
 
 
 @needs_miniworld
