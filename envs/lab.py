@@ -42,7 +42,8 @@ FLAGS = ("image_size", "frame_skip", "lab_actions")  # that change the rules
 SIZE = (72, 96)  # pixels, height and width
 FRAMES_PER_SECOND = 60.0
 NUM_WORDS = 16  # of an instruction; what is longer is cut
-HELD_OUT_MIXER_SEED = 1  # mixed by the engine into each game's seed: the same seed makes another map than in training (0)
+# Mixed by the engine into each game's seed: the same seed makes another map than in training (0). IMPALA's evaluation used it.
+HELD_OUT_MIXER_SEED = 0x600D5EED
 MISSING = (
     "the module deepmind_lab is not installed; build it with Bazel as its repository google-deepmind/lab says,"
     " or with `dmlab-gym build` of the package dmlab-gym, and install the wheel"
@@ -190,7 +191,8 @@ class LevelCache:
         try:
             shutil.copyfile(self._path(key), pk3_path)
         except OSError:
-            Path(pk3_path).unlink(missing_ok=True)  # half a map must not be played
+            with contextlib.suppress(OSError):
+                Path(pk3_path).unlink(missing_ok=True)  # half a map must not be played
             return False
         return True
 
@@ -228,10 +230,7 @@ class LabGame:
         self._skip = rules.frame_skip[0]
         self._level = level_of(env_id, held_out=rules.held_out)
         self._config = _config(env_id, self._level, rules)
-        try:
-            self._module: Any = importlib.import_module("deepmind_lab")
-        except ImportError as error:
-            raise InputError(f"{env_id}: {MISSING}") from error
+        self._module = _engine_module(env_id)
         self._wanted = [_PICTURE]
         self._lab: Any = None
         spec, controls = self._look(env_id)
@@ -303,7 +302,7 @@ class LabGame:
         except (RuntimeError, ValueError) as error:  # a ValueError is how the module reports a script's failure inside a step
             raise GameLost(f"DeepMind Lab failed in {self._level}: {_one_line(error)}") from error
         self._show(observation, extra)
-        # Half a frame: the engine's clock counts whole milliseconds.
+        # Half a frame: its clock is a fraction of a second.
         timeout = over and self._timed and frames_left <= self._skip + 0.5
         if timeout and not self._recording:
             frames = max(1, min(self._skip, math.ceil(frames_left - 0.5)))
@@ -339,6 +338,20 @@ class LabGame:
         if self._lab is not None:
             self._lab.close()
             self._lab = None
+
+
+def _engine_module(env_id: str) -> Any:
+    """The engine's module.
+
+    Raises:
+        InputError: it is not installed, or something that it imports is missing.
+    """
+    try:
+        return importlib.import_module("deepmind_lab")
+    except ImportError as error:
+        if error.name == "deepmind_lab":
+            raise InputError(f"{env_id}: {MISSING}") from error
+        raise InputError(f"{env_id}: the module deepmind_lab is installed and does not start ({_one_line(error)})") from error
 
 
 def _action_vectors(moves: list[tuple[int, ...]], controls: list[str]) -> list[NDArray[np.intc]]:

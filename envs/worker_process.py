@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import sys
 import traceback
 from dataclasses import asdict
@@ -81,6 +82,13 @@ def main() -> None:
     for fd in (memory, commands, replies):
         os.set_inheritable(fd, False)  # a game's engine that outlives its worker would keep the pipe open, and hide its end
     channel = Channel(commands, replies)
+    try:
+        _live(channel, memory)
+    finally:
+        shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)  # the trainer does it too, and may be gone
+
+
+def _live(channel: Channel, memory: int) -> None:
     told = False
     with contextlib.suppress(BrokenPipeError):  # the trainer is gone, or wants no more of us
         try:

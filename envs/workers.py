@@ -21,6 +21,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -188,6 +189,7 @@ class _WorkerProcess(Channel):
         self._memory, self._order, self._hang_seconds = memory, order, hang_seconds
         self._seeds: list[list[list[int]]] = []
         self._running: list[int] = []  # groups whose step was started and has not been received
+        self._opening: set[int] = set()  # groups that open a game in every slot at their next step
         self._restarts = 0
         self._launch()
 
@@ -195,12 +197,15 @@ class _WorkerProcess(Channel):
         memory = self._memory
         commands, command_end = os.pipe()
         reply_end, replies = os.pipe()
+        # What a worker leaves behind when it is killed goes with the folder.
+        self._folder = tempfile.TemporaryDirectory(prefix="playfield-", ignore_cleanup_errors=True)
+        folders = dict.fromkeys(("TMPDIR", "TEST_TMPDIR"), self._folder.name)
         paths = [str(Path(__file__).parent.parent), *filter(None, sys.path), os.getcwd()]
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "envs.worker_process", str(memory), str(commands), str(replies)],
             pass_fds=(memory, commands, replies),
             stdin=subprocess.DEVNULL,
-            env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))},
+            env={**os.environ, **_ENVIRONMENT, **folders, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))},
             start_new_session=True,  # Ctrl-C is for the trainer, which ends its workers itself
         )
         os.close(commands)
@@ -223,6 +228,7 @@ class _WorkerProcess(Channel):
     def reset(self, seeds: list[list[list[int]]]) -> None:
         """Open a game in each of its slots, `seeds[group][slot]`; the results of every group are to be received."""
         self._seeds = seeds
+        self._opening.update(range(len(self.slots)))
         self.write(RESET)
         self.write_message(seeds)
         for group in range(len(self.slots)):
@@ -245,6 +251,7 @@ class _WorkerProcess(Channel):
         self._launch()
         self.describe()
         self.map_memory(num_envs, description)
+        self._opening.update(range(len(self.slots)))
         self.write(RESET)
         self.write_message([[_other_seeds(seeds, self._restarts) for seeds in group] for group in self._seeds])
         for group in self._running:
@@ -265,7 +272,8 @@ class _WorkerProcess(Channel):
             WorkerError: its game raised.
             WorkerLostError: the worker died or hangs.
         """
-        self._await(self._hang_seconds)
+        self._await(self._hang_seconds * (len(self.slots[group]) if group in self._opening else 1))
+        self._opening.discard(group)
         reply = self.read()
         if reply is None or reply == FAILED:
             self._fail(self.read_message() if reply == FAILED else {})
@@ -302,12 +310,14 @@ class _WorkerProcess(Channel):
             self._process.wait(timeout=2)
         if self._process.returncode != 0:
             self._kill()
+        self._folder.cleanup()
 
     def _kill(self) -> None:
         """End what is left of it and the engines of its games, processes of its group that outlive a worker that is killed."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        self._folder.cleanup()
 
 
 def _other_seeds(seeds: list[int], restarts: int) -> list[int]:

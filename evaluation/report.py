@@ -209,7 +209,7 @@ def _interval_in_words(score: Score) -> str:
 
 def _cut_off(episodes: Sequence[Mapping[str, Any]]) -> str:
     cut = sum(not episode["terminated"] for episode in episodes)
-    return f", {cut} of them cut off by the limit," if cut else ""
+    return f", {cut} of them cut off by the limit" if cut else ""
 
 
 # --- scores ---------------------------------------------------------------------------------------------------------

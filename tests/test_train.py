@@ -1,6 +1,7 @@
 """`train.py` as its users meet it."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -10,9 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import train
+from tests.envs.test_processes import children
 from training import checkpoint, metrics, start
 from training.loop import Run
 
@@ -206,6 +209,41 @@ def test_a_dqn_run_ends_even_if_no_update_was_due() -> None:
     assert train.main([*args, "--run-dir", "run"]) == 0
     assert 300 <= rows_of("run")[-1]["frames"] <= 304
     assert all(list(row)[:3] == ["frames", "steps", "policy/epsilon"] for row in rows_of("run"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the workers through /proc")
+def test_a_hundred_kills_cost_a_run_the_killed_workers_games_alone() -> None:
+    """Four games in each of two workers; which one dies, and when, is drawn."""
+    game = ["--env", "Bowling-ram-v0", "--num-envs", "8", "--rollout-steps", "32"]
+    command = [sys.executable, str(ROOT / "train.py"), "ppo", *game, "--total-frames", "20M", "--run-dir", "run"]
+    rng = np.random.default_rng(5)
+    trainer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+    def workers() -> list[int]:
+        assert trainer.poll() is None, trainer.communicate()
+        return [pid for pid in children(trainer.pid) if b"envs.worker_process" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+    def wait_for_row(lost: int) -> None:
+        while not Path("run/metrics.jsonl").exists() or not rows_of("run") or rows_of("run")[-1]["score/games_lost"] != lost:
+            assert trainer.poll() is None, trainer.communicate()
+            time.sleep(0.1)
+
+    wait_for_row(lost=0)
+    for _ in range(100):
+        playing = workers()
+        os.kill(killed := int(rng.choice(playing)), signal.SIGKILL)
+        while killed in playing or len(playing) < 2:
+            time.sleep(0.02)
+            playing = workers()
+        time.sleep(float(rng.uniform(0, 1.5)))
+    wait_for_row(lost=400)
+    trainer.send_signal(signal.SIGINT)
+    assert trainer.wait(timeout=60) == 130
+    rows = rows_of("run")
+    assert [row["frames"] for row in rows] == sorted({row["frames"] for row in rows})
+    assert all(math.isfinite(row["loss/total"]) for row in rows)
 
 
 def test_an_existing_run_is_never_overwritten(capsys: pytest.CaptureFixture[str]) -> None:

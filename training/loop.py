@@ -124,7 +124,8 @@ class Run:
             metrics.add(turn.metrics)
             done = agent.frames >= self.total_frames
             if done or metrics.due(agent.frames):
-                show(metrics.write(agent.frames, agent.steps, {**self.scores.metrics(), **self.clock.lap(agent.frames)}))
+                now = {**self.scores.metrics(), "score/games_lost": self.envs.lost_games, **self.clock.lap(agent.frames)}
+                show(metrics.write(agent.frames, agent.steps, now))
             if done or agent.frames >= next_checkpoint:
                 self.save()
                 next_checkpoint = self._next_checkpoint()

@@ -63,10 +63,11 @@ def speed_text(row: Mapping[str, float], *, shares: bool) -> str:
 
 
 def score_text(row: Mapping[str, float]) -> str:
-    """Mean of the last 100 games and the best game."""
+    """Mean of the last 100 games and the best game; and games that were lost, where some were."""
+    lost = f", {row['score/games_lost']:,.0f} games lost" if row["score/games_lost"] else ""
     if "score/mean_100" not in row:
-        return "no game over yet"
-    return f"score {points(row['score/mean_100'])}, best {points(row['score/best'])}"
+        return f"no game over yet{lost}"
+    return f"score {points(row['score/mean_100'])}, best {points(row['score/best'])}{lost}"
 
 
 def short(number: float) -> str:

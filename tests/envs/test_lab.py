@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import sys
+import tempfile
 import threading
 import zlib
 from importlib.machinery import PathFinder
@@ -62,12 +63,13 @@ def built(monkeypatch):
     module = importlib.import_module("deepmind_lab")
     calls = []
 
-    class Spied(module.Lab):
-        def __init__(self, level, observations, **arguments):
-            calls.append((level, observations, arguments))
-            super().__init__(level, observations, **arguments)
+    real = module.Lab  # no class can be derived from it
 
-    monkeypatch.setattr(module, "Lab", Spied)
+    def spied(level, observations, **arguments):
+        calls.append((level, observations, arguments))
+        return real(level, observations, **arguments)
+
+    monkeypatch.setattr(module, "Lab", spied)
     return calls
 
 
@@ -228,7 +230,7 @@ def test_time_outs_are_told_from_ends(level, skip, steps, truncated, last_frames
 
 def test_a_level_without_a_limit_never_times_out():
     """Its clock says zero frames left, always."""
-    play = Play("dmlab/nav_maze_static_01")
+    play = Play("dmlab/tests/no_limit")
     assert all(play.to_the_end(seed)[-1][1].terminated for seed in range(10))
 
 
@@ -288,7 +290,21 @@ def test_every_frame_is_recorded():
         np.testing.assert_array_equal(np.moveaxis(picture, 0, -1), frames[-1])
 
 
-@pytest.mark.parametrize("level", ["tests/script_error", "tests/engine_error"])
+def test_what_the_module_lacks_is_named(tmp_path, monkeypatch):
+    (tmp_path / "deepmind_lab.py").write_text("import no_such_dm_env\n")
+    monkeypatch.delitem(sys.modules, "deepmind_lab", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match=r"is installed and does not start .No module named 'no_such_dm_env'"):
+        LabGame(CHASM, NO_FLAGS)
+
+
+def test_a_level_without_clock_and_words():
+    play = Play("dmlab/tests/plain")
+    assert play.game.description.num_tokens == play.game.description.extra_size == 0
+    assert all(play.to_the_end(seed)[-1][1].terminated for seed in range(10))
+
+
+@pytest.mark.parametrize("level", ["tests/script_error"])
 @pytest.mark.parametrize("record", [False, True])
 def test_a_failing_engine_loses_the_game(level, record):
     play = Play(f"dmlab/{level}", record=record)
@@ -315,6 +331,21 @@ def test_lost_games_reach_the_trainer():
             for _ in range(4):
                 envs.recv(0)
                 envs.send(np.zeros(1, int), 0)
+
+
+def test_an_engine_that_aborts_is_started_anew_and_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with WorkerEnvs("dmlab/tests/engine_abort", 2, num_workers=1, restart=True) as envs:
+        envs.reset([[1], [2]])
+        for _ in range(8):  # of four frames; the tenth frame aborts
+            envs.recv(0)
+            envs.send(np.zeros(2, int), 0)
+        envs.recv(0)
+        assert envs.lost_games >= 4
+        (folder,) = tmp_path.iterdir()  # the living worker's
+        assert len(list(folder.glob("dmlab_temp_folder_*"))) == 2
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---------------------------------------------------------------------------------------------------------- instructions
@@ -350,7 +381,6 @@ def test_every_task_has_room_for_an_instruction():
     play = Play("dmlab30/rooms_watermaze")
     play.reset()
     assert play.game.description.num_tokens == 16 and not play.extra.any()
-    assert LabGame(CHASM, NO_FLAGS).description.num_tokens == 0
     assert LabGame("dmlab/contributed/dmlab30/language_execute_random_task", NO_FLAGS).description.num_tokens == 16
 
 
@@ -367,7 +397,7 @@ def test_held_out_levels(built):
     configs = [arguments["config"] for _, _, arguments in built[::2]]
     rooms = "rooms_collect_good_objects"
     assert levels == [f"{rooms}_train", f"{rooms}_test", "rooms_watermaze", "rooms_watermaze"]
-    assert [config["mixerSeed"] for config in configs] == ["0", "1", "0", "1"]
+    assert [config["mixerSeed"] for config in configs] == ["0", "1611489005", "0", "1611489005"]
     assert ["allowHoldOutLevels" in config for config in configs] == [False, True, False, True]
     described = LabGame("dmlab30/rooms_collect_good_objects", held_out).description.protocol
     assert described.level == "contributed/dmlab30/rooms_collect_good_objects_test"
@@ -393,12 +423,12 @@ def test_pictures_of_psychlab(built, monkeypatch):
 
 def test_maps_are_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("PLAYFIELD_CACHE", str(tmp_path))
-    Play(CHASM).reset(1)
+    Play(LANGUAGE).reset(1)
     (kept,) = (tmp_path / "lab").iterdir()
     stamp = kept.stat().st_mtime_ns
-    Play(CHASM).reset(1)
+    Play(LANGUAGE).reset(1)
     assert kept.stat().st_mtime_ns == stamp  # fetched, not written again
-    Play(CHASM).reset(2)
+    Play(LANGUAGE).reset(2)
     assert len(list((tmp_path / "lab").iterdir())) == 2
 
 
@@ -437,7 +467,7 @@ def test_a_cache_that_cannot_be_used_costs_time_only(tmp_path, monkeypatch):
     cache.write("key", str(tmp_path / "file"))
     assert not cache.fetch("key", str(tmp_path / "map")) and not (tmp_path / "map").exists()
     monkeypatch.setenv("PLAYFIELD_CACHE", str(tmp_path / "file"))
-    Play(CHASM).reset()
+    Play(LANGUAGE).reset()
 
 
 def test_home_of_the_cache(monkeypatch, tmp_path):
@@ -459,7 +489,8 @@ def test_the_stand_in_is_strict():
     for error, arguments, config in (
         (TypeError, ("lt_chasm", ("RGB",)), {}),
         (TypeError, ("lt_chasm", ["RGB"]), {"width": 96}),
-        (ValueError, ("lt_chasm", ["INSTR"]), {}),
+        (ValueError, ("tests/plain", ["INSTR"]), {}),
+        (RuntimeError, ("lt_chasm", ["RGB"]), {"no_such_setting": "1"}),
         (RuntimeError, ("lt_chasm.lua", ["RGB"]), {}),
         (RuntimeError, ("lt_chasm", ["RGB"]), {"height": "70"}),
         (RuntimeError, ("contributed/dmlab30/rooms_collect_good_objects_test", ["RGB"]), {}),
@@ -472,6 +503,11 @@ def test_the_stand_in_is_strict():
             call()
     with pytest.raises(ValueError, match="'seed' must be int"):
         engine.reset(seed=np.int64(1))
+    with pytest.raises(OverflowError):
+        engine.reset(seed=2**70)
+    for arguments in ({"config": None}, {"temp_folder": None}):
+        with pytest.raises(TypeError):
+            module.Lab("lt_chasm", ["RGB"], **arguments)
     assert engine.reset(seed=1) and engine.is_running()
     assert engine.observations()["RGB"] is not engine.observations()["RGB"]
     for error, action in (
@@ -501,7 +537,7 @@ ENGINE = PathFinder.find_spec("deepmind_lab", ELSEWHERE) is not None
 
 
 @pytest.mark.skipif(not ENGINE, reason="deepmind_lab, the engine's own module, is not installed")
-@pytest.mark.parametrize("env_id", [CHASM, "dmlab30/rooms_watermaze", LANGUAGE])
+@pytest.mark.parametrize("env_id", ["dmlab/seekavoid_arena_01", "dmlab30/rooms_watermaze", LANGUAGE])
 def test_the_engine_itself(env_id, monkeypatch, capfd):
     """Two games a slot, twice: the same data, in workers alone, where the engine is found in place of the stand-in."""
     monkeypatch.setattr(sys, "path", ELSEWHERE)

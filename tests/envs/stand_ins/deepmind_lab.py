@@ -1,14 +1,15 @@
 """A stand-in for the module `deepmind_lab` that is as strict as the engine and draws nothing but patterns.
 
 Every rule of the real module that an adapter can break is enforced, in the engine's words where they are known: types of
-arguments, when what may be called, what is misread in silence (an error here). Its clock counts whole milliseconds as the
-engine's does, a second `reset` with the same seed gives other pixels, and without a seed the game is any.
+arguments, when what may be called, what is misread in silence (an error here). A second `reset` with the same seed gives other
+pixels, and without a seed the game is any. Each engine has a folder under TMPDIR, which goes when it is closed.
 
 Levels are those of `LEVELS`: two seconds long where they have a limit.
 """
 
 import hashlib
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ psychlab_continuous_recognition psychlab_sequential_comparison psychlab_visual_s
 explore_object_locations_large explore_obstructed_goals_small explore_obstructed_goals_large explore_goal_locations_small
 explore_goal_locations_large explore_object_rewards_few explore_object_rewards_many
 """
+SETTINGS = {"width", "height", "fps", "logLevel", "mixerSeed", "allowHoldOutLevels", "datasetPath"}
 HELD_OUT = ("rooms_collect_good_objects_test", "rooms_exploit_deferred_effects_test")
 
 
@@ -34,19 +36,21 @@ class Level(NamedTuple):
 
     seconds: int | None = 2  # its limit
     task_ends: tuple[int, int] | None = None  # frames, from and below, at which the task ends; drawn by the seed
-    words: bool = True  # whether INSTR is in its specification
-    breaks: type[Exception] | None = None  # raised by the tenth frame
+    plain: bool = False  # has neither INSTR nor a clock in its specification
+    compiled: bool = True  # whether its maps are made, and kept in the cache
+    breaks: str | None = None  # how the tenth frame fails
     gadgets: bool = False  # two controls more
 
 
 LEVELS = {
     **{f"contributed/dmlab30/{name}": Level() for name in TASK_LEVELS.split()},
-    "lt_chasm": Level(task_ends=(20, 220), words=False),  # half of its games end, half run out of time
+    "lt_chasm": Level(task_ends=(20, 220), compiled=False),  # half of its games end, half run out of time
     "seekavoid_arena_01": Level(),
-    "nav_maze_static_01": Level(seconds=None, task_ends=(10, 60)),
     "stairway_to_melon": Level(task_ends=(101, 102)),
-    "tests/script_error": Level(breaks=ValueError),
-    "tests/engine_error": Level(breaks=RuntimeError),
+    "tests/no_limit": Level(seconds=None, task_ends=(10, 60)),
+    "tests/plain": Level(seconds=None, task_ends=(10, 60), plain=True, compiled=False),
+    "tests/script_error": Level(breaks="ValueError"),
+    "tests/engine_abort": Level(breaks="abort"),
     "tests/gadgets": Level(gadgets=True),
 }
 
@@ -73,17 +77,16 @@ class Lab:
         self,
         level: str,
         observations: list[str],
-        config: dict[str, str] | None = None,
+        config: dict[str, str] = {},  # noqa: B006
         renderer: str = "software",
         level_cache: Any = None,
-        temp_folder: str | None = None,
+        temp_folder: str = "",
     ) -> None:
         self._status = "closed"
-        if type(level) is not str or not isinstance(observations, list) or not isinstance(config, dict | None):
+        if not isinstance(level, str) or not isinstance(observations, list) or not isinstance(config, dict):
             raise TypeError("level must be str, observations a list, config a dict")
-        if type(renderer) is not str or not isinstance(temp_folder, str | None):
+        if not isinstance(renderer, str) or not isinstance(temp_folder, str):
             raise TypeError("renderer and temp_folder must be str")
-        config = config or {}
         if any(type(text) is not str for pair in config.items() for text in pair):
             raise TypeError("bad argument type for built-in operation")
         if renderer not in ("hardware", "software"):
@@ -102,13 +105,21 @@ class Lab:
                 raise ValueError(f"Unknown observation '{name}'.")
         self._wanted = list(observations)
         self._episode = self._resets = 0
+        self._folder = Path(tempfile.mkdtemp(prefix="dmlab_temp_folder_", dir=temp_folder or None))
         self._status = "initialised"
+
+    def __init_subclass__(cls) -> None:
+        raise TypeError("type 'deepmind_lab.Lab' is not an acceptable base type")
 
     def _check_level(self, level: str, config: dict[str, str]) -> None:
         if level not in LEVELS:
-            raise RuntimeError(f'Failed to init environment - "script for level not found:\n {level}"')
+            raise RuntimeError(f'Failed to init environment - "Level not found: Failed to open file:\n {level}"')
         if level.rpartition("/")[2] in HELD_OUT and config.get("allowHoldOutLevels") != "true":
-            raise RuntimeError('Failed to init environment - "Attempting to run a hold-out level"')
+            raise RuntimeError('Failed to init environment - "This level must only be used during evaluation"')
+        if unknown := config.keys() - SETTINGS:
+            raise RuntimeError(f"Invalid setting {unknown}")
+        if config.get("logLevel", "WARN") not in ("NEVER", "ERROR", "WARN"):
+            raise RuntimeError("Invalid logLevel")
         for name in ("width", "height"):
             if not config.get(name, "240").isdecimal() or int(config.get(name, "240")) % 4 or config.get(name) == "0":
                 raise RuntimeError(f"Failed to apply setting '{name} = {config[name]}'")
@@ -127,9 +138,12 @@ class Lab:
         spec = [
             {"name": "RGB_INTERLEAVED", "dtype": np.uint8, "shape": (self._height, self._width, 3)},
             {"name": "RGB", "dtype": np.uint8, "shape": (3, self._height, self._width)},
-            {"name": "FRAMES_REMAINING_AT_60", "dtype": np.float64, "shape": (1,)},
         ]
-        return [*spec, {"name": "INSTR", "dtype": str, "shape": ()}] if self._level.words else spec
+        more = [
+            {"name": "FRAMES_REMAINING_AT_60", "dtype": np.float64, "shape": (1,)},
+            {"name": "INSTR", "dtype": str, "shape": ()},
+        ]
+        return spec if self._level.plain else spec + more
 
     def observation_spec(self) -> list[dict[str, Any]]:
         self._require_open()
@@ -145,9 +159,11 @@ class Lab:
             raise TypeError("an integer is required")
         if seed is not None and not isinstance(seed, int):
             raise ValueError(f"'seed' must be int or None, was '{type(seed).__name__}'.")
+        if seed is not None and not -(2**63) <= seed < 2**63:
+            raise OverflowError("Python int too large to convert to C long")
         self._require_open()
         self._episode = episode if episode >= 0 else self._episode
-        seed = int.from_bytes(os.urandom(3)) if seed is None else seed & 0xFFFFFFFF
+        seed = int.from_bytes(os.urandom(3)) if seed is None else seed % 2**31
         layout = np.random.default_rng([seed, *self._name.encode(), self._episode])
         self._load_map(f"{self._name} {seed}")
         self._end = int(layout.integers(*self._level.task_ends)) if self._level.task_ends else None
@@ -165,7 +181,7 @@ class Lab:
         return "language" in self._name
 
     def _load_map(self, name: str) -> None:
-        if self._cache is None:
+        if self._cache is None or not self._level.compiled:
             return
         key, content = hashlib.md5(name.encode()).hexdigest(), name.encode() * 100
         with tempfile.TemporaryDirectory() as folder:
@@ -183,8 +199,8 @@ class Lab:
     def num_steps(self) -> int:
         return self._asked
 
-    def _seconds_left(self) -> float:
-        return 0.0 if self._level.seconds is None else self._level.seconds - self._frame * 1000 // 60 / 1000
+    def _frames_left(self) -> float:
+        return 0.0 if self._level.seconds is None else 60.0 * self._level.seconds - self._frame
 
     def step(self, action: np.ndarray, num_steps: int = 1) -> float:
         if not isinstance(action, np.ndarray) or type(num_steps) is not int:
@@ -209,10 +225,12 @@ class Lab:
     def _advance(self, action: list[int]) -> float:
         self._frame += 1
         if self._level.breaks and self._frame == 10:
+            if self._level.breaks == "abort":
+                os.abort()
             self._status = "error"
-            raise self._level.breaks('Failed to advance environment "script error:\n attempt to index a nil value"')
+            raise ValueError('Failed to advance environment "script error:\n attempt to index a nil value"')
         self._way = (self._way * 3 + sum((at + 1) * value for at, value in enumerate(action))) % 50_021
-        if self._frame == self._end or (self._level.seconds is not None and self._seconds_left() <= 0):
+        if self._frame == self._end or (self._level.seconds is not None and self._frames_left() <= 0):
             self._status = "terminated"
         return (0.5 if action[3] > 0 and self._frame % 3 == 0 else 0.0) - 0.25 * action[4]
 
@@ -224,11 +242,13 @@ class Lab:
         everything = {
             "RGB_INTERLEAVED": picture,
             "RGB": np.ascontiguousarray(np.moveaxis(picture, -1, 0)),
-            "FRAMES_REMAINING_AT_60": np.array([self._seconds_left() * 60]),
+            "FRAMES_REMAINING_AT_60": np.array([self._frames_left()]),
             "INSTR": self._instruction,
         }
         return {name: everything[name] for name in self._wanted}
 
     def close(self) -> bool:
         was_open, self._status = self._status != "closed", "closed"
+        if was_open:
+            shutil.rmtree(self._folder)
         return was_open
