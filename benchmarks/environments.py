@@ -93,7 +93,7 @@ def bare(options: Options) -> float:
     """Agent steps a second of one environment in each of some processes, together; they are timed once all of them play."""
     context = multiprocessing.get_context("spawn")
     processes = options.processes or options.num_envs
-    with context.Pool(processes, _wait_together, [context.Barrier(processes)]) as pool:
+    with context.Pool(processes, _wait_together, [context.Barrier(processes, timeout=120)]) as pool:
         return sum(pool.map(_in_process, [options] * processes, chunksize=1))
 
 

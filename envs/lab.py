@@ -349,7 +349,7 @@ def _engine_module(env_id: str) -> Any:
     try:
         return importlib.import_module("deepmind_lab")
     except ImportError as error:
-        if error.name == "deepmind_lab":
+        if isinstance(error, ModuleNotFoundError) and error.name == "deepmind_lab":
             raise InputError(f"{env_id}: {MISSING}") from error
         raise InputError(f"{env_id}: the module deepmind_lab is installed and does not start ({_one_line(error)})") from error
 

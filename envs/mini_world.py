@@ -37,11 +37,12 @@ def _import_miniworld() -> None:
     os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa draws without threads: every core has worlds of its own
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            _give_each_world_its_lists(importlib.import_module("miniworld.miniworld"))
+            module = importlib.import_module("miniworld.miniworld")
     except ModuleNotFoundError as error:
         raise InputError(f"MiniWorld is not installed ({error}): pip install miniworld") from error
     except Exception as error:  # pyglet's own, of many kinds: no EGL, no GLU, no context
         raise _no_renderer(error) from error
+    _give_each_world_its_lists(module)
 
 
 @functools.cache

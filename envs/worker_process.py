@@ -19,7 +19,8 @@ class Worker:
         """Make the games of the order that comes first, say what they are, and map the memory."""
         order = channel.read_message()
         if order["core"] is not None:
-            os.sched_setaffinity(0, {order["core"]})  # before the games: their engines inherit it
+            with contextlib.suppress(OSError):  # the core may be out of reach by now; it is only faster there
+                os.sched_setaffinity(0, {order["core"]})  # before the games: their engines inherit it
         options = ProtocolOptions(**with_tuples(order["options"]))
         self._channel = channel
         self._slots: list[list[int]] = order["slots"]
@@ -82,10 +83,11 @@ def main() -> None:
     for fd in (memory, commands, replies):
         os.set_inheritable(fd, False)  # a game's engine that outlives its worker would keep the pipe open, and hide its end
     channel = Channel(commands, replies)
+    folder = os.environ["TMPDIR"]  # of this worker; a game may set another
     try:
         _live(channel, memory)
     finally:
-        shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)  # the trainer does it too, and may be gone
+        shutil.rmtree(folder, ignore_errors=True)  # the trainer does it too, and may be gone
 
 
 def _live(channel: Channel, memory: int) -> None:

@@ -73,7 +73,7 @@ class WorkerEnvs:
             num_workers: Processes; one a core where not given.
             record: Slots whose emulator frames are kept for `last_frames`.
             restart: Start a worker anew when it dies or hangs; its games are lost. Without it that is a `WorkerError`.
-            hang_seconds: How long a worker may take for a step.
+            hang_seconds: How long a worker may take for a step; a step that opens games has as much for each of its slots.
 
         Raises:
             InputError: unknown id, a game that cannot be played, or a number of environments that the groups do not divide.
@@ -129,8 +129,10 @@ class WorkerEnvs:
     def send(self, actions: NDArray[np.integer[Any]], group: int) -> None:
         """Start a step of one group; actions (slots of the group,)."""
         self._memory.actions[self.groups[group]] = actions
+        before = self._steps[group]
+        opens = bool((before.terminated | before.truncated).any())
         for worker in self._workers:
-            worker.start(group)
+            worker.start(group, opens=opens)
 
     def recv(self, group: int) -> TimeStep:
         """Wait for this group's step. The fields are views, valid until its next `send`.
@@ -189,7 +191,7 @@ class _WorkerProcess(Channel):
         self._memory, self._order, self._hang_seconds = memory, order, hang_seconds
         self._seeds: list[list[list[int]]] = []
         self._running: list[int] = []  # groups whose step was started and has not been received
-        self._opening: set[int] = set()  # groups that open a game in every slot at their next step
+        self._opening: set[int] = set()  # groups whose running step opens games
         self._restarts = 0
         self._launch()
 
@@ -228,14 +230,15 @@ class _WorkerProcess(Channel):
     def reset(self, seeds: list[list[list[int]]]) -> None:
         """Open a game in each of its slots, `seeds[group][slot]`; the results of every group are to be received."""
         self._seeds = seeds
-        self._opening.update(range(len(self.slots)))
         self.write(RESET)
         self.write_message(seeds)
         for group in range(len(self.slots)):
-            self.start(group)
+            self.start(group, opens=True)
 
-    def start(self, group: int) -> None:
-        """Start a step."""
+    def start(self, group: int, *, opens: bool) -> None:
+        """Start a step; `opens`: some of its slots open a game, which may take each of them as long as a step."""
+        if opens:
+            self._opening.add(group)
         self._running.append(group)
         self.write(group)
 
@@ -329,7 +332,7 @@ def _cores_to_keep(env_id: str) -> Iterator[int | None]:
     """The core of each worker, by turns; None leaves it to the system.
 
     A game and its engine hand over to each other many times a step: on one core that takes half as long as on two. Trainers
-    side by side begin with different cores.
+    side by side usually begin with different cores.
     """
     if not (registry.game_class(env_id).own_engine and hasattr(os, "sched_getaffinity")):
         return itertools.repeat(None)

@@ -230,13 +230,16 @@ def test_a_hundred_kills_cost_a_run_the_killed_workers_games_alone() -> None:
             assert trainer.poll() is None, trainer.communicate()
             time.sleep(0.05)
 
-    for kill in range(100):
-        wait_for_row(lost=4 * kill)  # the one that came in place of the last plays
-        time.sleep(float(rng.uniform(0, 0.5)))
-        os.kill(int(rng.choice(workers())), signal.SIGKILL)
-    wait_for_row(lost=400)
-    trainer.send_signal(signal.SIGINT)
-    assert trainer.wait(timeout=60) == 130
+    try:
+        for kill in range(100):
+            wait_for_row(lost=4 * kill)  # the one that came in place of the last plays
+            time.sleep(float(rng.uniform(0, 0.5)))
+            os.kill(int(rng.choice(workers())), signal.SIGKILL)
+        wait_for_row(lost=400)
+        trainer.send_signal(signal.SIGINT)
+        assert trainer.wait(timeout=60) == 130
+    finally:
+        trainer.kill()
     rows = rows_of("run")
     assert [row["frames"] for row in rows] == sorted({row["frames"] for row in rows})
     assert all(math.isfinite(row["loss/total"]) for row in rows)

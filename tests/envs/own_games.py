@@ -80,6 +80,16 @@ class Refused(Squares):
             time.sleep(1)
 
 
+class LongToOpen(Squares):
+    """Takes half a second to open, and is over with its first step."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        picture, info = super().reset(seed=seed)
+        time.sleep(0.5)
+        self.length = 1
+        return picture, info
+
+
 class Stuck(Squares):
     """Its second step takes a minute."""
 
@@ -116,5 +126,5 @@ class Unborn(Squares):
         return super().reset(seed=seed)
 
 
-for kind in (Squares, Unseen, Failing, Refused, Stuck, Lost, Doomed, Unborn):
+for kind in (Squares, Unseen, Failing, Refused, LongToOpen, Stuck, Lost, Doomed, Unborn):
     gymnasium.register(f"{kind.__name__}-v0", f"tests.envs.own_games:{kind.__name__}", disable_env_checker=True)

@@ -296,6 +296,10 @@ def test_what_the_module_lacks_is_named(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError, match=r"is installed and does not start .No module named 'no_such_dm_env'"):
         LabGame(CHASM, NO_FLAGS)
+    (tmp_path / "deepmind_lab.py").write_text("raise ImportError('libGL.so.1: no such file', name='deepmind_lab')\n")
+    importlib.invalidate_caches()
+    with pytest.raises(InputError, match=r"is installed and does not start .libGL"):
+        LabGame(CHASM, NO_FLAGS)
 
 
 def test_a_level_without_clock_and_words():

@@ -214,6 +214,15 @@ def test_without_leave_to_start_anew_a_hanging_worker_is_an_error():
             envs.recv(0)
 
 
+def test_opening_games_has_time_for_each_of_them():
+    """Four of a worker take two seconds together, at first and when all of them are over."""
+    with WorkerEnvs("tests.envs.own_games:LongToOpen-v0", 4, num_workers=1, hang_seconds=1) as envs:
+        envs.reset([[slot] for slot in range(4)])
+        for opens in (True, False, True):
+            assert (envs.recv(0).is_first == opens).all()
+            envs.send(np.zeros(4, int), 0)
+
+
 def test_a_worker_that_dies_now_and_then_is_started_anew_each_time():
     with WorkerEnvs("tests.envs.own_games:Doomed-v0", 2, num_workers=1, restart=True) as envs:
         envs.reset([[1], [2]])

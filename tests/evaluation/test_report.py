@@ -239,8 +239,10 @@ def test_without_an_interval_the_page_says_why(tmp_path: Path, games: int, disti
 
 def test_games_that_were_cut_off_are_counted(tmp_path: Path) -> None:
     episodes = [{**episode, "terminated": episode["seed"] == 7} for episode in score_of()["episodes"]]
-    assert "The mean of 3 games, 3 of them cut off by the limit" in page_of(tmp_path, score_of(episodes=episodes)).text
-    assert ",;" not in page_of(tmp_path, score_of(episodes=episodes)).text
+    assert (
+        "The mean of 4 games, 3 of them cut off by the limit; its 95 % interval"
+        in page_of(tmp_path, score_of(episodes=episodes)).text
+    )
 
 
 def test_every_game_is_a_dot_where_its_score_is(tmp_path: Path) -> None:
