@@ -211,6 +211,13 @@ def test_a_dqn_run_ends_even_if_no_update_was_due() -> None:
     assert all(list(row)[:3] == ["frames", "steps", "policy/epsilon"] for row in rows_of("run"))
 
 
+def test_lost_games_are_counted() -> None:
+    """Its worker dies in every second step, both games with it."""
+    run = ["--total-frames", "12", "--num-envs", "2", "--rollout-steps", "4", "--torso", "impala", "--run-dir", "run"]
+    assert train.main(["ppo", "--env", "tests.envs.own_games:Doomed-v0", *run]) == 0
+    assert rows_of("run")[-1]["score/games_lost"] > 2
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the workers through /proc")

@@ -339,6 +339,7 @@ def test_lost_games_reach_the_trainer():
 
 def test_an_engine_that_aborts_is_started_anew_and_leaves_no_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("TEST_TMPDIR", str(tmp_path))  # the engine looks here first
     monkeypatch.setattr(tempfile, "tempdir", None)
     with WorkerEnvs("dmlab/tests/engine_abort", 2, num_workers=1, restart=True) as envs:
         envs.reset([[1], [2]])

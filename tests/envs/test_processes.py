@@ -103,17 +103,18 @@ def soon(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
 
 
 @pytest.mark.parametrize(("env_id", "manner"), [("Bowling-v0", "playing"), (SQUARES, "waiting")])
-def test_nothing_is_left_of_a_killed_trainer(trainer, env_id, manner):
+def test_nothing_is_left_of_a_killed_trainer(trainer, env_id, manner, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     before = set(os.listdir("/dev/shm"))
     process = trainer(env_id, manner)
     workers = children(process.pid)
-    assert len(workers) == 2
+    assert len(workers) == len(list(tmp_path.iterdir())) == 2
     maps = [Path(f"/proc/{one}/maps").read_text() for one in (process.pid, *workers)]
     assert all("memfd:playfield" in text and "/dev/shm/" not in text for text in maps)  # the memory has no name
     process.kill()
     process.wait()
     assert soon(lambda: not any(map(alive, workers)))
-    assert soon(lambda: set(os.listdir("/dev/shm")) <= before)
+    assert soon(lambda: set(os.listdir("/dev/shm")) <= before and not any(tmp_path.iterdir()))
     assert process.stderr and process.stderr.read() == ""
 
 

@@ -2,7 +2,8 @@
 
 Every rule of the real module that an adapter can break is enforced, in the engine's words where they are known: types of
 arguments, when what may be called, what is misread in silence (an error here). A second `reset` with the same seed gives other
-pixels, and without a seed the game is any. Each engine has a folder under TMPDIR, which goes when it is closed.
+pixels, and without a seed the game is any. Each engine has a folder under TEST_TMPDIR, or else TMPDIR, which goes when it is
+closed.
 
 Levels are those of `LEVELS`: two seconds long where they have a limit.
 """
@@ -77,7 +78,7 @@ class Lab:
         self,
         level: str,
         observations: list[str],
-        config: dict[str, str] = {},  # noqa: B006
+        config: dict[str, str] = {},  # noqa: B006 - as in the real signature, which refuses None
         renderer: str = "software",
         level_cache: Any = None,
         temp_folder: str = "",
@@ -105,7 +106,7 @@ class Lab:
                 raise ValueError(f"Unknown observation '{name}'.")
         self._wanted = list(observations)
         self._episode = self._resets = 0
-        self._folder = Path(tempfile.mkdtemp(prefix="dmlab_temp_folder_", dir=temp_folder or None))
+        self._folder = Path(tempfile.mkdtemp(prefix="dmlab_temp_folder_", dir=temp_folder or os.environ.get("TEST_TMPDIR")))
         self._status = "initialised"
 
     def __init_subclass__(cls) -> None:
