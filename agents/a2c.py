@@ -13,7 +13,7 @@ What differs from the paper:
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.on_policy import Batch, OnPolicyAgent, OnPolicyConfig, masked_mean, policy_terms
 
@@ -62,11 +62,9 @@ class A2C(OnPolicyAgent):
 
     config: A2CConfig
 
-    def make_optimizer(self) -> torch.optim.Optimizer:
+    def make_optimizer(self, weights: list[nn.Parameter]) -> torch.optim.Optimizer:
         """RMSprop."""
-        return torch.optim.RMSprop(
-            self.network.parameters(), lr=self.config.learning_rate, alpha=self.config.rms_decay, eps=1e-5
-        )
+        return torch.optim.RMSprop(weights, lr=self.config.learning_rate, alpha=self.config.rms_decay, eps=1e-5)
 
     def update(self, rollout: Batch) -> dict[str, Tensor]:
         """Learn from a rollout."""

@@ -31,7 +31,8 @@ from agents.normalize import Kind, RewardTransform
 from agents.player import NetworkPlayer
 from agents.replay import Replay, Transitions
 from agents.schedules import linear
-from agents.torch_setup import autocast, restore_optimizer
+from agents.shards import Shards, SharedOptimizer, Threads
+from agents.torch_setup import autocast
 from envs.contract import GameDescription, InputError, TimeStep
 
 _REPORT_UPDATES = 50  # updates between two rows of metrics
@@ -131,8 +132,12 @@ class DQN:
         torch.manual_seed(setting.seed)  # the initial weights are drawn from the global generator
         game = setting.game
         self.network = QNetwork(game, config.frame_stack, config.torso).to(setting.device)
-        self.target = copy.deepcopy(self.network).requires_grad_(False)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate, eps=1.5e-4, fused=True)
+        threads = Threads(setting.learn_threads)
+        self.optimizer = SharedOptimizer(
+            lambda weights: torch.optim.Adam(weights, lr=config.learning_rate, eps=1.5e-4, fused=True), self.network, threads
+        )
+        self.shards = Shards(self.network, threads, setting.precision)
+        self.target = copy.deepcopy(self.shards.network).requires_grad_(False)
         self.generator = torch.Generator().manual_seed(setting.seed)
         self.rewards = RewardTransform(config.reward, config.reward_scale, config.discount, setting.num_envs)
         steps = math.ceil(setting.total_frames / np.mean(game.protocol.frame_skip))  # that the run will fill, about
@@ -175,7 +180,7 @@ class DQN:
         ids = self._slots[slots]
         with torch.no_grad(), autocast(self.setting):
             seen = self.replay.seen(torch.full_like(ids, t), ids)
-            best = self.network(*(part.to(self.setting.device) for part in seen)).argmax(-1).cpu()
+            best = self.shards.network(*(part.to(self.setting.device) for part in seen)).argmax(-1).cpu()
         anything = torch.randint(self.setting.game.num_actions, best.shape, generator=self.generator)
         actions = torch.where(torch.rand(best.shape, generator=self.generator) < self.epsilon, anything, best)
         self.replay.actions[t % self.replay.rows, slots] = actions
@@ -207,10 +212,9 @@ class DQN:
         span = self.replay.span(max(self._times.values()), min(self._times.values()), self.config.n_step)
         while self._credit >= self.config.update_steps and span[0] < span[1]:
             self._credit -= self.config.update_steps
-            batch = self.replay.sample(self.config.batch_size, span, self.config.n_step, self.config.discount, self.generator)
-            self._losses.append(self._update(Transitions(*(field.to(self.setting.device) for field in batch))))
+            self._losses.append(self._update(*self.replay.draw(self.config.batch_size, span, self.generator)))
         if self.frames - self._target_frames >= self.target_period:
-            self.target.load_state_dict(self.network.state_dict())
+            self.target.load_state_dict(self.shards.network.state_dict())
             self._target_frames = self.frames
 
     def _report(self) -> dict[str, float]:
@@ -221,20 +225,30 @@ class DQN:
         self._losses.clear()
         return {"loss/td": loss, "value/mean": value, "gradient/norm": norm, "policy/epsilon": self.epsilon}
 
-    def _update(self, batch: Transitions) -> Tensor:
-        """One gradient step; returns loss, mean value and the gradient's length before clipping."""
-        with torch.no_grad(), autocast(self.setting):
-            target_values = self.target(batch.next_stacks, batch.next_extra)
-            choosing_values = self.network(batch.next_stacks, batch.next_extra) if self.config.double else target_values
-        with autocast(self.setting):
-            values = self.network(batch.stacks, batch.extra)
-        loss = dqn_loss(values, td_targets(batch, target_values, choosing_values), batch, self.config.loss)
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.max_grad_norm)
+    def _update(self, t: Tensor, slots: Tensor) -> Tensor:
+        """One gradient step on the transitions that begin at some steps; returns loss, mean value and the gradient's length."""
+        config = self.config
+        counted = self.replay.counts(t, slots).sum().clamp(min=1)
+
+        def work(network: nn.Module, part: Tensor) -> dict[str, Tensor]:
+            fields = self.replay.transitions(t[part], slots[part], config.n_step, config.discount)
+            batch = Transitions(*(field.to(self.setting.device) for field in fields))
+            with torch.no_grad(), autocast(self.setting):
+                target_values = self.target(batch.next_stacks, batch.next_extra)
+                choosing_values = network(batch.next_stacks, batch.next_extra) if config.double else target_values
+            with autocast(self.setting):
+                values = network(batch.stacks, batch.extra)
+            share = batch.weights.sum() / counted
+            loss = dqn_loss(values, td_targets(batch, target_values, choosing_values), batch, config.loss) * share
+            torch.autograd.backward(loss)
+            return {"loss": loss.detach(), "value": values.detach().mean() * len(part) / len(t)}
+
+        metrics = self.shards.gradients(work, torch.arange(len(t)))
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), config.max_grad_norm)
         self.optimizer.step()
+        self.shards.refresh()
         self.updates += 1
-        return torch.stack([loss.detach(), values.detach().mean(), norm])
+        return torch.stack([metrics["loss"], metrics["value"], norm])
 
     def state_dict(self) -> dict[str, Any]:
         """Networks, optimiser, counters, reward moments and the generator; replay is not part of it and fills anew."""
@@ -252,7 +266,8 @@ class DQN:
         """Take back a state; the next observation is the first in replay, which has to fill before learning goes on."""
         self.network.load_state_dict(state["weights"])
         self.target.load_state_dict(state["target"])
-        restore_optimizer(self.optimizer, state["optimizer"])
+        self.shards.refresh()
+        self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"].cpu())
         self.rewards.load_state_dict(state["rewards"])
         counters = state["counters"]

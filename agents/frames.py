@@ -43,15 +43,16 @@ def gather_stacks(frames: Tensor, age: Tensor, rows: Tensor, slots: Tensor, dept
     Returns:
         (..., B, depth, *shape), oldest frame first.
     """
-    if depth == 1:
-        return frames[rows, slots].unsqueeze(rows.dim())
     back = torch.arange(depth - 1, -1, -1, device=rows.device)
-    stacks = frames[(rows[..., None] - back) % frames.shape[0], slots[:, None]]
-    return blacken(stacks, age[rows, slots][..., None].int() < back)
+    at = (rows[..., None] - back) % len(frames) * frames.shape[1] + slots[:, None]
+    whole = frames.flatten(0, 1).flatten(1).index_select(0, at.flatten())  # a frame is copied in one piece
+    stacks = whole.view(*at.shape, *frames.shape[2:])
+    return stacks if depth == 1 else blacken(stacks, age[rows, slots][..., None].int() < back)
 
 
 def blacken(stacks: Tensor, before_episode: Tensor) -> Tensor:
     """Make black what lies before the episode, in place: (..., depth, *shape), (..., depth) bool."""
-    if stacks.device.type == "cpu" and not before_episode.any():  # rare; but asking a GPU would stall it
+    if stacks.device.type == "cpu":  # such frames are rare, and are picked out; a GPU would have to wait for their number
+        stacks[before_episode.nonzero(as_tuple=True)] = 0
         return stacks
     return stacks.masked_fill_(before_episode.view(*before_episode.shape, *[1] * (stacks.dim() - before_episode.dim())), 0)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from envs.contract import VOCABULARY, GameDescription, InputError
 
 HIDDEN = 512  # features of the image torsos
+_BLOCK = 4  # pixels; the stride of NatureCNN's first convolution
 _SMALLEST_NATURE = 36  # pixels of a side that its three convolutions leave something of
 MLP_HIDDEN = 64  # units a layer for vectors, as in PPO's and stable-baselines3's defaults
 _BESIDE = 64  # features of the numbers beside the picture, and of an instruction; the latter as in IMPALA
@@ -50,7 +51,11 @@ def channels_last(module: nn.Module) -> None:
 
 
 class NatureCNN(nn.Module):
-    """Three convolutions and one dense layer."""
+    """Three convolutions and one dense layer.
+
+    The first convolution is 8 x 8 with a stride of 4. It is computed as one of 2 x 2 with a stride of 1 over blocks of 4 x 4
+    pixels, which is the same sum: few channels of many pixels are what processors are slowest at.
+    """
 
     def __init__(self, channels: int, height: int, width: int) -> None:
         """Take images (channels, height, width)."""
@@ -69,8 +74,11 @@ class NatureCNN(nn.Module):
 
     def forward(self, stacks: Tensor) -> Tensor:
         """(B, depth, C, H, W) uint8 -> (B, features)."""
-        features: Tensor = self.dense(self.convolutions(_as_image(stacks)).flatten(1))
-        return features.relu()
+        first, second, third = (layer for layer in self.convolutions if isinstance(layer, nn.Conv2d))
+        images = nn.functional.conv2d(_as_blocks(stacks), _over_blocks(first.weight) / 255, first.bias).relu_()
+        features: Tensor = third(second(images).relu_()).flatten(1)  # before the ReLU: its gradient is then in one order
+        features = self.dense(features.relu_())
+        return features.relu_()
 
 
 class _Residual(nn.Module):
@@ -296,9 +304,32 @@ class QNetwork(Network):
 
 def _as_image(stacks: Tensor) -> Tensor:
     """(B, depth, C, H, W) uint8 -> (B, depth * C, H, W) float in 0..1, channels last in memory."""
-    device = stacks.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
-    return stacks.flatten(1, 2).to(dtype, memory_format=torch.channels_last) / 255  # bf16 holds a byte exactly
+    return stacks.flatten(1, 2).to(_dtype_on(stacks.device), memory_format=torch.channels_last) / 255
+
+
+def _as_blocks(stacks: Tensor) -> Tensor:
+    """(B, depth, C, H, W) uint8 -> (B, depth * C * 16, H // 4, W // 4) float in 0..255, channels last in memory.
+
+    The channels of a place are the pixels of its block, row by row; what is left over at the right and at the bottom goes.
+    """
+    batch, depth, channels, height, width = stacks.shape
+    height, width = height // _BLOCK, width // _BLOCK
+    pixels = stacks[..., : height * _BLOCK, : width * _BLOCK].contiguous()
+    rows = pixels.view(torch.int32).view(batch, depth, channels, height, _BLOCK, width)  # four pixels move as one number
+    blocks = rows.permute(0, 3, 5, 1, 2, 4).contiguous().view(torch.uint8).view(batch, height, width, -1)
+    return blocks.to(_dtype_on(stacks.device)).permute(0, 3, 1, 2)
+
+
+def _over_blocks(weight: Tensor) -> Tensor:
+    """The same convolution's weights over blocks: (O, I, 8, 8) -> (O, I * 16, 2, 2), channels last in memory."""
+    out, channels, size, _ = weight.shape
+    blocks = weight.reshape(out, channels, size // _BLOCK, _BLOCK, size // _BLOCK, _BLOCK).permute(0, 2, 4, 1, 3, 5)
+    return blocks.flatten(3).permute(0, 3, 1, 2)
+
+
+def _dtype_on(device: torch.device) -> torch.dtype:
+    """In what a network computes now; bf16 holds a byte exactly."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
 
 
 def _flat_size(layers: nn.Module, channels: int, height: int, width: int) -> int:

@@ -16,8 +16,8 @@ from agents.normalize import Kind, RewardTransform
 from agents.player import NetworkPlayer
 from agents.rollout import Rollout, generalized_advantages
 from agents.schedules import linear
-from agents.shards import Shards
-from agents.torch_setup import autocast, restore_optimizer
+from agents.shards import Shards, SharedOptimizer, Threads
+from agents.torch_setup import autocast
 from envs.contract import GameDescription, InputError, TimeStep
 
 
@@ -107,8 +107,9 @@ class OnPolicyAgent(ABC):
         torch.manual_seed(setting.seed)  # the initial weights are drawn from the global generator
         game = setting.game
         self.network = ActorCritic(game, config.frame_stack, config.torso, config.memory).to(setting.device)
-        self.optimizer = self.make_optimizer()
-        self.shards = Shards(self.network, setting.learn_threads)
+        threads = Threads(setting.learn_threads)
+        self.optimizer = SharedOptimizer(self.make_optimizer, self.network, threads)
+        self.shards = Shards(self.network, threads, setting.precision)
         self.generator = torch.Generator(setting.device).manual_seed(setting.seed)
         self.rewards = RewardTransform(config.reward, config.reward_scale, config.discount, setting.num_envs)
         chunk = min(config.memory_steps, config.rollout_steps) if config.memory != "none" else 1
@@ -126,8 +127,8 @@ class OnPolicyAgent(ABC):
         self._began = 0  # frames when the rollout was begun
 
     @abstractmethod
-    def make_optimizer(self) -> torch.optim.Optimizer:
-        """The algorithm's optimiser over `self.network`."""
+    def make_optimizer(self, weights: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """The algorithm's optimiser over some weights."""
 
     @abstractmethod
     def loss(self, logits: Tensor, values: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -153,7 +154,7 @@ class OnPolicyAgent(ABC):
         """Sample actions for a group and note what they were worth."""
         t = self._times[slots.start]
         with torch.no_grad(), autocast(self.setting):
-            logits, values, state = self.network(self.rollout.inputs_at(t, slots), self.state[slots])
+            logits, values, state = self.shards.network(self.rollout.inputs_at(t, slots), self.state[slots])
             actions = torch.multinomial(logits[0].softmax(-1), 1, generator=self.generator).squeeze(-1)
             log_probs, _ = policy_terms(logits[0], actions)
         self.rollout.put_decision(t, slots, actions, log_probs, values[0], self.state[slots])
@@ -199,7 +200,7 @@ class OnPolicyAgent(ABC):
         """The rollout with its advantages."""
         rollout, config = self.rollout, self.config
         with torch.no_grad(), autocast(self.setting):
-            rollout.values[-1] = self.network(rollout.inputs_at(rollout.steps, slice(None)), self.state)[1][0]
+            rollout.values[-1] = self.shards.network(rollout.inputs_at(rollout.steps, slice(None)), self.state)[1][0]
         advantages = generalized_advantages(
             rollout.rewards, rollout.values, rollout.terminated, rollout.ends, rollout.mask, config.discount, config.gae_lambda
         )
@@ -226,6 +227,7 @@ class OnPolicyAgent(ABC):
         metrics = self.shards.gradients(work, units, self.rollout.chunk)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.max_grad_norm)
         self.optimizer.step()
+        self.shards.refresh()
         return {**metrics, "gradient/norm": norm}
 
     def state_dict(self) -> dict[str, Any]:
@@ -241,7 +243,8 @@ class OnPolicyAgent(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back a state; the next observation opens a new rollout."""
         self.network.load_state_dict(state["weights"])
-        restore_optimizer(self.optimizer, state["optimizer"])
+        self.shards.refresh()
+        self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
         self.rewards.load_state_dict(state["rewards"])
         self.frames, self.steps, self.updates = (state["counters"][name] for name in ("frames", "steps", "updates"))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.agent import Setting
 from agents.on_policy import Batch, OnPolicyAgent, OnPolicyConfig, masked_mean, policy_terms
@@ -94,9 +94,9 @@ class PPO(OnPolicyAgent):
         if units < config.minibatches:
             raise InputError(f"--minibatches {config.minibatches}: a rollout has only {units} parts to share out; take {units}")
 
-    def make_optimizer(self) -> torch.optim.Optimizer:
+    def make_optimizer(self, weights: list[nn.Parameter]) -> torch.optim.Optimizer:
         """Adam."""
-        return torch.optim.Adam(self.network.parameters(), lr=self.config.learning_rate, eps=1e-5, fused=True)
+        return torch.optim.Adam(weights, lr=self.config.learning_rate, eps=1e-5, fused=True)
 
     def update(self, rollout: Batch) -> dict[str, Tensor]:
         """Learn from a rollout; metrics are means over all minibatches."""

@@ -82,11 +82,14 @@ class Replay:
         oldest = newest - self.rows + 1
         return (oldest + self.depth - 1 if oldest > 0 else 0), complete - n + 1
 
-    def sample(self, size: int, span: tuple[int, int], n: int, discount: float, generator: torch.Generator) -> Transitions:
-        """Draw transitions uniformly from a span of steps."""
-        t = torch.randint(*span, (size,), generator=generator)
-        slots = torch.randint(self.num_envs, (size,), generator=generator)
-        return self.transitions(t, slots, n, discount)
+    def draw(self, size: int, span: tuple[int, int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Steps and environments of transitions, uniformly from a span of steps: (size,), (size,)."""
+        return torch.randint(*span, (size,), generator=generator), torch.randint(self.num_envs, (size,), generator=generator)
+
+    def counts(self, t: Tensor, slots: Tensor) -> Tensor:
+        """1, or 0 where the action was ignored: (B,), (B,) -> (B,)."""
+        counts: Tensor = self.mask[t % self.rows, slots].float()
+        return counts
 
     def transitions(self, t: Tensor, slots: Tensor, n: int, discount: float) -> Transitions:
         """The transitions that begin at some steps: (B,), (B,)."""
@@ -106,7 +109,7 @@ class Replay:
             reward,
             discount**length * ~over,
             *self.seen(t + length, slots),
-            self.mask[t % self.rows, slots].float(),
+            self.counts(t, slots),
         )
 
 

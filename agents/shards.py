@@ -1,13 +1,18 @@
-"""Gradients on several CPU cores: a batch is split, each part is one thread's, and the parts' gradients are added up.
+"""An update on several CPU cores: a batch is split, each part is one thread's, and the parts' gradients are added up.
+
+    weights (float32) ──── refresh ────▶ a replica for each thread: shared weights in the run's precision, gradients of its own
+      ▲                                    │ a part of the batch for each thread
+      └── SharedOptimizer.step ◀── sum ────┘ a share of the rows of every weight for each thread
 
 torch can split every single operation over the cores instead, but its threads then wait for each other hundreds of times an
-update, spinning; as soon as another program wants a core, that takes ten times as long (`docs/log.md`). Here they meet once.
+update, spinning; as soon as another program wants a core, that takes ten times as long (`docs/log.md`). Here they meet thrice.
 The sum is taken in a fixed order: the same parts give the same bits.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +21,41 @@ SMALLEST = 64  # samples in a part; below that, splitting costs more than it sav
 
 Metrics = dict[str, Tensor]
 Work = Callable[[nn.Module, Tensor], Metrics]  # (network, indices of a part): call backward, return what to add up
+_Result = TypeVar("_Result")
+
+
+class Threads:
+    """As many threads as share an update; 1 works without any."""
+
+    def __init__(self, count: int) -> None:
+        """Start them when they are first needed."""
+        self.count = count
+        self._pool = ThreadPoolExecutor(count, "shard", initializer=lambda: torch.set_num_threads(1)) if count > 1 else None
+
+    def run(self, work: Callable[..., _Result], *arguments: Iterable[Any]) -> list[_Result]:
+        """What `work` returns for the first of each of the arguments, for the second, and so on, side by side."""
+        return list((self._pool.map if self._pool else map)(work, *arguments))
 
 
 class Shards:
-    """The same network as often as there are threads: shared weights, gradients of its own for each."""
+    """The network as it computes: in the run's precision, and as often as there are threads."""
 
-    def __init__(self, network: nn.Module, count: int) -> None:
-        """Use up to `count` threads; 1 works without any."""
-        self._replicas = [network, *(copy.deepcopy(network) for _ in range(count - 1))]
+    def __init__(self, network: nn.Module, threads: Threads, precision: torch.dtype = torch.float32) -> None:
+        """Compute with the weights of `network`; in bfloat16 with a copy, which `refresh` brings up to date."""
+        self._whole, self._threads = network, threads
+        self.network = network if precision == torch.float32 else _lowered(network, precision)
+        """What to act with."""
+        self._replicas = [self.network, *(copy.deepcopy(self.network) for _ in range(threads.count - 1))]
         for replica in self._replicas[1:]:
-            for shared, own in zip(network.parameters(), replica.parameters(), strict=True):
+            for shared, own in zip(self.network.parameters(), replica.parameters(), strict=True):
                 own.data = shared.data
-        self._pool = ThreadPoolExecutor(count, "shard", initializer=lambda: torch.set_num_threads(1)) if count > 1 else None
+
+    def refresh(self) -> None:
+        """Take over the weights after they have changed."""
+        with torch.no_grad():
+            for weight, own in zip(self._whole.parameters(), self.network.parameters(), strict=True):
+                if own.dtype != weight.dtype:  # others are shared
+                    own.copy_(weight)
 
     def gradients(self, work: Work, indices: Tensor, samples: int = 1) -> Metrics:
         """Leave the gradient of a whole batch in the network; (B,) indices are split between the threads.
@@ -41,14 +69,115 @@ class Shards:
             The sums of the metrics.
         """
         parts = indices.chunk(max(1, min(len(self._replicas), len(indices) * samples // SMALLEST)))
-        for replica in self._replicas:
+        replicas = self._replicas[: len(parts)]
+        for replica in replicas:
             replica.zero_grad(set_to_none=True)
-        if self._pool is None or len(parts) == 1:
-            return work(self._replicas[0], indices)
-        jobs = [self._pool.submit(work, replica, part) for replica, part in zip(self._replicas, parts, strict=False)]
-        results = [job.result() for job in jobs]
-        for replica in self._replicas[1 : len(parts)]:
-            for total, own in zip(self._replicas[0].parameters(), replica.parameters(), strict=True):
-                if total.grad is not None and own.grad is not None:
-                    total.grad.add_(own.grad)
+        results = self._threads.run(work, replicas, parts) if len(parts) > 1 else [work(self.network, indices)]
+        self._add_up(replicas)
         return {name: torch.stack([metrics[name] for metrics in results]).sum() for name in results[0]}
+
+    def _add_up(self, replicas: list[nn.Module]) -> None:
+        terms = list(zip(*(replica.parameters() for replica in replicas), strict=True))
+        for weight, (first, *_) in zip(self._whole.parameters(), terms, strict=True):
+            if weight is not first and weight.grad is None:
+                weight.grad = torch.empty_like(weight)
+        totals = list(self._whole.parameters())
+
+        def add(share: int) -> None:
+            for total, (first, *others) in zip(totals, terms, strict=True):
+                rows = _rows(_gradient(total), share, self._threads.count)
+                if total is not first:
+                    rows.copy_(_rows(_gradient(first), share, self._threads.count))
+                for other in others:
+                    rows.add_(_rows(_gradient(other), share, self._threads.count))
+
+        if totals[0] is not terms[0][0] or len(replicas) > 1:
+            self._threads.run(add, range(self._threads.count))
+
+
+class SharedOptimizer:
+    """A torch optimiser that works on each weight for itself, its step shared between threads."""
+
+    def __init__(
+        self, make: Callable[[list[nn.Parameter]], torch.optim.Optimizer], network: nn.Module, threads: Threads
+    ) -> None:
+        """`make` builds one over some parameters: it is called for each thread's share of the rows."""
+        self._weights, self._threads = list(network.parameters()), threads
+        shares = range(threads.count)
+        self._rows = [[nn.Parameter(_rows(w.detach(), share, threads.count)) for w in self._weights] for share in shares]
+        self._optimizers = [make(rows) for rows in self._rows]
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The settings, once for each thread."""
+        return [group for optimizer in self._optimizers for group in optimizer.param_groups]
+
+    def step(self) -> None:
+        """Step along the gradients of the network's weights."""
+
+        def step(share: int) -> None:
+            for weight, rows in zip(self._weights, self._rows[share], strict=True):
+                rows.grad = _rows(_gradient(weight), share, self._threads.count)
+            self._optimizers[share].step()
+
+        self._threads.run(step, range(self._threads.count))
+
+    def state_dict(self) -> dict[str, Any]:
+        """As of one optimiser over the whole weights, whatever the number of threads."""
+        states = [optimizer.state_dict() for optimizer in self._optimizers]
+
+        def whole(index: int, name: str) -> Tensor:
+            parts: list[Tensor] = [state["state"][index][name] for state in states]
+            return torch.cat(parts) if parts[0].dim() else parts[0]
+
+        moments = {index: {name: whole(index, name) for name in own} for index, own in states[0]["state"].items()}
+        return {**states[0], "state": moments}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back a state; each share's moments are laid out in memory as its weights are.
+
+        A fused optimiser walks weights and moments side by side in memory; a file holds no such layout, and a convolution's
+        weights lie channels last here.
+        """
+        for share, (optimizer, rows) in enumerate(zip(self._optimizers, self._rows, strict=True)):
+            moments = {
+                index: {name: _share_of(value, share, self._threads.count, rows[index]) for name, value in whole.items()}
+                for index, whole in state["state"].items()
+            }
+            optimizer.load_state_dict({**state, "state": moments})
+            for weights, restored in optimizer.state.items():
+                for name, moment in restored.items():
+                    if moment.shape == weights.shape:
+                        restored[name] = torch.empty_like(weights).copy_(moment)
+
+
+def _share_of(moment: Tensor, share: int, count: int, rows: Tensor) -> Tensor:
+    if not moment.dim():
+        return moment.clone()
+    part = _rows(moment, share, count)
+    if part.shape != rows.shape:
+        raise ValueError(f"the optimiser's state is of weights {tuple(moment.shape)}")
+    return part
+
+
+def _rows(tensor: Tensor, share: int, count: int) -> Tensor:
+    """One of `count` shares of a tensor's rows; none of them where there are fewer than shares."""
+    rows = len(tensor)
+    return tensor[rows * share // count : rows * (share + 1) // count]
+
+
+def _gradient(weight: nn.Parameter) -> Tensor:
+    assert weight.grad is not None, "a weight that no output depends on"
+    return weight.grad
+
+
+def _lowered(network: nn.Module, precision: torch.dtype) -> nn.Module:
+    """A copy that holds in `precision` what autocast computes in it; other weights are shared."""
+    low = copy.deepcopy(network)
+    for module in low.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.to(precision)
+    for weight, own in zip(network.parameters(), low.parameters(), strict=True):
+        if own.dtype == weight.dtype:
+            own.data = weight.data
+    return low

@@ -1,24 +1,14 @@
 """How torch computes: on which device, in which precision."""
 
-from typing import Any
+import ctypes
+import platform
 
 import torch
 
 from agents.agent import Setting
 from envs.contract import InputError
 
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load an optimiser's state, its moments laid out in memory as the weights are.
-
-    A fused optimiser walks weights and moments side by side in memory; a file holds no such layout, and a convolution's weights
-    lie channels last here.
-    """
-    optimizer.load_state_dict(state)
-    for weights, moments in optimizer.state.items():
-        for name, moment in moments.items():
-            if isinstance(moment, torch.Tensor) and moment.shape == weights.shape:
-                moments[name] = torch.empty_like(weights).copy_(moment)
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
 
 
 def autocast(setting: Setting) -> torch.autocast:
@@ -49,3 +39,15 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
             native = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
         return torch.bfloat16 if native else torch.float32
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what torch frees for what it asks for next, instead of giving it back to the system.
+
+    What comes from the system has to be mapped and cleared, page by page: a sixth of an update (`docs/log.md`). Other
+    libraries than glibc decide for themselves.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        library.mallopt(_MMAP_THRESHOLD, 32 * 2**20)  # bytes; the most that it takes
+        library.mallopt(_TRIM_THRESHOLD, 2**31 - 1)

@@ -11,7 +11,7 @@ import torch
 
 from agents import registry as agents
 from agents.agent import Agent, Setting
-from agents.torch_setup import pick_device, pick_precision
+from agents.torch_setup import keep_freed_memory, pick_device, pick_precision
 from envs.contract import GameDescription, InputError, game_seeds
 from envs.workers import WorkerEnvs, usable_cores
 from training import checkpoint
@@ -85,6 +85,7 @@ def old_run(run_dir: Path) -> Run:
 
 def build_agent(algorithm: str, config: RunConfig[Any], plan: Plan, game: GameDescription) -> Agent:
     """The agent of a run, before it has learned anything."""
+    keep_freed_memory()
     torch.set_num_threads(1)  # agents share an update out to threads of their own, see agents/shards.py
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses; read when CUDA starts

@@ -80,6 +80,7 @@ def build(
     seed: int = 1,
     device: str = "cpu",
     learn_threads: int = 1,
+    precision: torch.dtype = torch.float32,
 ) -> Any:
     """An agent that has learned nothing."""
     setting = Setting(
@@ -89,7 +90,7 @@ def build(
         total_frames=total_frames,
         seed=seed,
         device=torch.device(device),
-        precision=torch.float32,
+        precision=precision,
         learn_threads=learn_threads,
     )
     return ALGORITHMS[algorithm].build(config, setting)

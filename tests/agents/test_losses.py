@@ -149,7 +149,7 @@ def test_dqn_loss_by_hand():
 
 def test_the_learning_networks_choice_is_valued_by_the_target_network():
     """The same update with the roles of the networks swapped, or with one network in both, gives other weights."""
-    config = configure("dqn", num_envs=1, frame_stack=1, double=True, learning_rate=0.1, max_grad_norm=1e9)
+    config = configure("dqn", num_envs=1, frame_stack=1, double=True, learning_rate=0.1, max_grad_norm=1e9, discount=0.5)
     game = describe((SIZE,), actions=2)
     agent = build("dqn", game, config, total_frames=100)
     agent.optimizer = torch.optim.SGD(agent.network.parameters(), lr=0.1)
@@ -157,9 +157,11 @@ def test_the_learning_networks_choice_is_valued_by_the_target_network():
         for network, head in ((agent.network, [3.0, 2.0]), (agent.target, [10.0, 20.0])):
             network.head.weight.zero_()
             network.head.bias.copy_(torch.tensor(head))
-    stacks = torch.zeros(1, 1, SIZE)
-    batch = transitions([1.0], [0.5])._replace(stacks=stacks, next_stacks=stacks)
-    loss, value, _ = agent._update(batch).tolist()
+    slots, no, yes = slice(0, 1), torch.tensor([False]), torch.tensor([True])
+    for step in range(2):
+        agent.replay.put_frame(step, slots, torch.zeros(1, SIZE), torch.zeros(1, 0), torch.tensor([step == 0]))
+    agent.replay.put_outcome(0, slots, torch.ones(1), no, no, yes)
+    loss, value, _ = agent._update(torch.tensor([0]), torch.tensor([0])).tolist()
     # target: 1 + 0.5 * 10 (single: 20; swapped: 2; without a target network: 3)
     assert loss == pytest.approx((3 - 6) ** 2)
     assert value == pytest.approx(2.5)
@@ -458,7 +460,9 @@ def test_dqns_update_is_stable_baselines3s(max_grad_norm):
 
     nothing, ones = torch.zeros(count, 0), torch.ones(count)
     batch = Transitions(observations[:, None], nothing, actions, rewards, discounts * ~over, following[:, None], nothing, ones)
-    loss, _, norm = ours._update(batch).tolist()
+    ours.replay.transitions = lambda t, *_: Transitions(*(field[t] for field in batch))
+    ours.replay.counts = lambda t, _: ones[t]
+    loss, _, norm = ours._update(torch.arange(count), torch.zeros(count, dtype=torch.int64)).tolist()
     assert 0.1 < norm < 100.0  # one of the two limits clips
     assert_equal_weights(theirs.q_net, ours.network, names, before)
     assert loss == pytest.approx(theirs.logger.name_to_value["train/loss"], abs=1e-6)

@@ -115,6 +115,22 @@ def test_nature_is_stable_baselines3s():
     torch.testing.assert_close(ours(stacks), theirs(stacks[:, :, 0] / 255))
 
 
+@pytest.mark.parametrize("shape", [(1, 84, 84), (3, 37, 50)])
+def test_blocks_are_the_same_convolution(shape):
+    """Sides that are no multiples of four too; so are the gradients."""
+    torch.manual_seed(0)
+    torso = NatureCNN(DEPTH * shape[0], *shape[1:])
+    plain = copy.deepcopy(torso)
+    stacks = stacks_of(describe(shape, "uint8", ACTIONS))
+    features = torso(stacks)
+    expected = plain.dense(plain.convolutions(stacks.flatten(1, 2) / 255).flatten(1)).relu()
+    torch.testing.assert_close(features, expected)
+    features.square().sum().backward()
+    expected.square().sum().backward()
+    for one, other in zip(torso.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-4)
+
+
 def test_impala_has_fifteen_convolutions():
     game, kind, _ = GAMES["impala"]
     torso = make_torso(game, DEPTH, kind)

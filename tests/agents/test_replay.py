@@ -164,12 +164,12 @@ def test_a_sample_comes_from_everywhere_and_nowhere_else():
         filled.put(0, ["go"] * 3)
     span = filled.replay.span(19, 19, 1)
     generator = torch.Generator().manual_seed(0)
-    batch = filled.replay.sample(2_000, span, 1, DISCOUNT, generator)
+    batch = filled.replay.transitions(*filled.replay.draw(2_000, span, generator), 1, DISCOUNT)
     frames = [model.moments[t].frame for t in range(*span) for model in filled.models]
     seen, counts = np.unique(batch.stacks[:, -1, 0], return_counts=True)
     assert seen.tolist() == sorted(frames)
     assert counts.min() > 2_000 / len(frames) * 0.7  # 18 of them: 111 each, 8 sigma
-    again = filled.replay.sample(2_000, span, 1, DISCOUNT, torch.Generator().manual_seed(0))
+    again = filled.replay.transitions(*filled.replay.draw(2_000, span, torch.Generator().manual_seed(0)), 1, DISCOUNT)
     assert all(torch.equal(one, other) for one, other in zip(batch, again, strict=True))
 
 

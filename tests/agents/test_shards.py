@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from agents.networks import MLP
+from agents.networks import MLP, ActorCritic
 from agents.on_policy import masked_mean
-from agents.shards import SMALLEST, Shards
-from tests.agents.driving import build, configure, describe, draw_tape, play_tape
+from agents.shards import SMALLEST, Shards, SharedOptimizer, Threads
+from tests.agents.driving import build, configure, describe, draw_tape, inputs_of, play_tape
 
 COUNT = 3 * SMALLEST + 7  # enough for three parts, and not an even split
 
@@ -46,7 +46,7 @@ def whole(network):
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_parts_add_up_to_the_whole_and_repeat_bit_for_bit(count):
     network = make_network()
-    shards = Shards(network, count)
+    shards = Shards(network, Threads(count))
     metrics, found = gradients(shards, network)
     assert metrics["count"].item() == COUNT
     again = gradients(shards, network)[1]
@@ -60,7 +60,7 @@ def test_parts_add_up_to_the_whole_and_repeat_bit_for_bit(count):
 @pytest.mark.parametrize("count", [2, 3])
 def test_all_threads_see_each_step_of_the_optimiser_and_a_loaded_state(count):
     network = make_network()
-    shards = Shards(network, count)
+    shards = Shards(network, Threads(count))
     optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
     first = make_network().state_dict()
     for _ in range(3):
@@ -75,6 +75,102 @@ def test_all_threads_see_each_step_of_the_optimiser_and_a_loaded_state(count):
         assert not torch.allclose(one, before, atol=1e-6)
 
 
+OPTIMIZERS = {
+    "adam": lambda weights: torch.optim.Adam(weights, lr=0.01, fused=True),
+    "rmsprop": lambda weights: torch.optim.RMSprop(weights, lr=0.01),
+}
+
+
+def make_critic():
+    torch.manual_seed(0)
+    return ActorCritic(describe((1, 36, 36), "uint8", actions=3), 2, "nature")
+
+
+def step(network, optimizer, count):
+    """Steps along random gradients."""
+    rng = torch.Generator().manual_seed(2)
+    for _ in range(count):
+        for weight in network.parameters():
+            weight.grad = torch.randn(weight.shape, generator=rng)
+        optimizer.step()
+
+
+def flat(network):
+    return torch.cat([weight.detach().flatten() for weight in network.parameters()])
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_shared_step_is_torchs_own(make, count):
+    """With weights that have fewer rows than there are threads, and with convolutions that lie channels last."""
+    one, other = make_critic(), make_critic()
+    step(one, make(list(one.parameters())), 3)
+    step(other, SharedOptimizer(make, other, Threads(count)), 3)
+    torch.testing.assert_close(flat(other), flat(one), atol=1e-7, rtol=0)
+    assert not torch.allclose(flat(one), flat(make_critic()), atol=1e-3)
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_an_optimisers_state_does_not_know_the_number_of_threads(make):
+    """It is that of torch's own over whole weights, and goes on with another number of threads."""
+    networks = [make_critic() for _ in range(3)]
+    optimizers = [make(list(networks[0].parameters())), *(SharedOptimizer(make, networks[n], Threads(n)) for n in (1, 2))]
+    for network, optimizer in zip(networks, optimizers, strict=True):
+        step(network, optimizer, 2)
+    states = [optimizer.state_dict()["state"] for optimizer in optimizers]
+    for index, moments in states[0].items():
+        for name, value in moments.items():
+            for state in states[1:]:
+                torch.testing.assert_close(state[index][name], value, atol=1e-7, rtol=1e-6)
+    resumed = make_critic()
+    resumed.load_state_dict(networks[2].state_dict())
+    optimizer = SharedOptimizer(make, resumed, Threads(3))
+    optimizer.load_state_dict(optimizers[2].state_dict())
+    step(resumed, optimizer, 2)
+    step(networks[2], optimizers[2], 2)
+    torch.testing.assert_close(flat(resumed), flat(networks[2]), atol=1e-7, rtol=0)
+
+
+def test_a_state_of_other_weights_is_refused():
+    network = make_critic()
+    optimizer = SharedOptimizer(OPTIMIZERS["adam"], network, Threads(2))
+    step(network, optimizer, 1)
+    state = optimizer.state_dict()
+    state["state"][0]["exp_avg"] = state["state"][0]["exp_avg"][:-2]
+    with pytest.raises(ValueError, match="is of weights"):
+        optimizer.load_state_dict(state)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_bfloat16_replicas_are_what_autocast_computes(count):
+    """The same gradients as from float32 weights under autocast, before and after a step."""
+    network, plain = make_critic(), make_critic()
+    shards = Shards(network, Threads(count), torch.bfloat16)
+    assert shards.network.torso.dense.weight.dtype == torch.bfloat16
+    stacks = torch.randint(0, 256, (COUNT, 2, 1, 36, 36), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+
+    def work(critic, part):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits, values, _ = critic(inputs_of(stacks[part])[0], torch.zeros(len(part), 0))
+        loss = (values.square().sum() + logits.sum()) / COUNT
+        loss.backward()
+        return {"loss": loss.detach()}
+
+    for _ in range(2):
+        plain.zero_grad()
+        expected = work(plain, torch.arange(COUNT))
+        found = shards.gradients(work, torch.arange(COUNT))
+        assert found["loss"].item() == pytest.approx(expected["loss"].item(), rel=0.02)
+        for one, other in zip(network.parameters(), plain.parameters(), strict=True):
+            assert one.grad.dtype == torch.float32
+            assert (one.grad - other.grad).norm() < 0.02 * other.grad.norm()
+        with torch.no_grad():
+            for one, other in zip(network.parameters(), plain.parameters(), strict=True):
+                one += 0.1 * other.grad
+                other.copy_(one)
+        shards.refresh()
+
+
 def test_a_small_batch_is_not_split():
     network = make_network()
     parts = []
@@ -83,9 +179,9 @@ def test_a_small_batch_is_not_split():
         parts.append(len(part))
         return work(network, part)
 
-    Shards(network, 3).gradients(watched, INDICES[: 2 * SMALLEST - 1])
+    Shards(network, Threads(3)).gradients(watched, INDICES[: 2 * SMALLEST - 1])
     assert parts == [2 * SMALLEST - 1]
-    Shards(network, 3).gradients(watched, INDICES[: 2 * SMALLEST])
+    Shards(network, Threads(3)).gradients(watched, INDICES[: 2 * SMALLEST])
     assert parts[1:] == [SMALLEST] * 2
 
 

@@ -174,3 +174,18 @@ def test_the_target_network_is_a_copy_now_and_then():
                 last = clone(now)
     assert len(copies) == 4  # every 100 frames, at the next step of a group
     assert np.diff([0, *copies]) == pytest.approx([101] * 4, abs=2)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_what_acts_has_learned(algorithm):
+    """In bfloat16 a copy of the weights acts: it is up to date after an update, and after a state was loaded."""
+    config = configure(algorithm, **SETTINGS | {"start_frames": 0})
+    agents = [build(algorithm, GAME, config, groups=2, total_frames=TOTAL, precision=torch.bfloat16) for _ in range(2)]
+    first = clone(agents[0].network.state_dict())
+    play_tape(agents[0], tape_of(1))
+    agents[1].load_state_dict(agents[0].state_dict())
+    assert not same(agents[0].network.state_dict(), first)
+    for agent in agents:
+        weights = agent.network.state_dict()
+        for name, weight in agent.shards.network.state_dict().items():
+            assert torch.equal(weight, weights[name].to(torch.bfloat16)), name
