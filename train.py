@@ -14,7 +14,8 @@ usage: python train.py {{{algorithms}}} --env ID [flags]    train a new agent
        python train.py resume DIR                        go on with a run
        python train.py doctor                            what is installed here, and what mends what is not
 
-  --env Berzerk-v0, Bowling-v0 (screen images), Bowling-ram-v0 (RAM), ALE/<Game>-v5, CartPole-v1, package.module:Id-v0
+  --env Berzerk-v0, Bowling-v0 (screen images), Bowling-ram-v0 (RAM), ALE/<Game>-v5; VizdoomBasic-v1, MiniWorld-Hallway-v0,
+        dmlab/<level> (3D worlds); CartPole-v1; package.module:Id-v0
 """
 
 
@@ -52,6 +53,8 @@ def _run(args: Sequence[str]) -> int:
             f"unknown command {args[0]!r}; expected {', '.join(verbs)}{f'; nearest: {nearest[0]}' if nearest else ''}"
         )
     if args[0] == "doctor":
+        if args[1:]:
+            raise InputError(f"doctor takes no arguments; given {' '.join(args[1:])}")
         return _doctor()
     return _resume(args[1:]) if args[0] == "resume" else _train(args[0], args[1:])
 

@@ -46,7 +46,7 @@ NUM_WORDS = 16  # of an instruction; what is longer is cut
 HELD_OUT_MIXER_SEED = 0x600D5EED
 MISSING = (
     "the module deepmind_lab is not installed; build it with Bazel as its repository google-deepmind/lab says,"
-    " or with `dmlab-gym build` of the package dmlab-gym, and install the wheel"
+    " or with `dmlab-gym build` of the package dmlab-gym (Python 3.13 and later), and install the wheel"
 )
 _PICTURE, _TIME_LEFT, _WORDS = "RGB_INTERLEAVED", "FRAMES_REMAINING_AT_60", "INSTR"
 # Levels of the engine beside DMLab-30, to name the nearest.

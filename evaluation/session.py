@@ -88,10 +88,12 @@ def run(
         console.print(f"{subject.name}: {len(games)} games", highlight=False)
         started = time.time_ns()
         paths = [out / f"{subject.name}-game{game}.mp4" for game in games[:videos]]
-        score, episodes = evaluate(subject, games, seed, paths)
+        with console.status("playing"):
+            score, episodes = evaluate(subject, games, seed, paths)
         if subject.algorithm not in UNLEARNED and blind_games:
             console.print(f"{subject.name}: {blind_games} games of each player that never looks", highlight=False)
-            unseeing = blind_scores(subject, episodes, seed, blind_games)
+            with console.status("playing"):
+                unseeing = blind_scores(subject, episodes, seed, blind_games)
             score = {**score, "blind_note": blind_note(score, unseeing)}
             blind += unseeing
         asked.append(score)

@@ -17,6 +17,7 @@ import pytest
 import train
 from tests.envs.test_processes import children
 from training import checkpoint, metrics, start
+from training.export import export
 from training.loop import Run
 
 ROOT = Path(__file__).parent.parent
@@ -89,6 +90,16 @@ def test_resume_of_a_run_without_a_checkpoint_starts_it() -> None:
         path.rmdir() if path.is_dir() else path.unlink()
     assert train.main(["resume", "run"]) == 0
     assert checkpoint.checkpoints(Path("run/checkpoints"))
+
+
+def test_what_was_exported_is_no_run_to_resume(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["a2c", "--env", "CartPole-v1", *SMALL, "--run-dir", "run"]) == 0
+    export(checkpoint.checkpoints(Path("run/checkpoints"))[-1], Path("agent"))
+    before = {path: path.read_bytes() for path in Path("agent").iterdir()}
+    capsys.readouterr()
+    assert train.main(["resume", "agent"]) == 2
+    assert capsys.readouterr().err.startswith("train.py: agent is a trained agent without the run that made it")
+    assert {path: path.read_bytes() for path in Path("agent").iterdir()} == before
 
 
 def test_a_resumed_agent_is_the_saved_one() -> None:

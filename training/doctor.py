@@ -6,6 +6,7 @@ Whatever could crash or take long to import is tried in a process of its own.
 import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
@@ -60,7 +61,12 @@ def findings() -> Iterator[Finding]:
     yield Finding("atari", True, f"{len(atari.ids())} ids by ale-py {version('ale-py')}, no screen needed")
     yield _probe("doom", "vizdoom", _DOOM, "pip install vizdoom")
     yield _probe("miniworld", "miniworld", _MINI_WORLD, "pip install miniworld; apt-get install libegl1 libglu1-mesa")
-    yield _probe("dmlab", "deepmind_lab", _LAB, "build DeepMind Lab's Python package, or `dmlab-gym build`: see docs/lab.md")
+    yield _probe(
+        "dmlab",
+        "deepmind_lab",
+        _LAB,
+        "optional; build its Python package, or `dmlab-gym build` (Python 3.13 and later): see docs/lab.md",
+    )
     yield _probe("video", "av", _ENCODER, "pip install av")
 
 
@@ -87,7 +93,9 @@ def _memory() -> Finding:
 def _probe(subject: str, package: str, code: str, mend: str) -> Finding:
     """Try a family or a package in a process of its own."""
     try:
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=_SECONDS, check=False)
+        with tempfile.TemporaryDirectory() as folder:  # ViZDoom leaves its settings where it is started
+            command = [sys.executable, "-c", code]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False, cwd=folder)
     except subprocess.TimeoutExpired:
         return Finding(subject, False, f"did not answer for {_SECONDS} seconds; {mend}")
     if done.returncode == 0:

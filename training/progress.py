@@ -7,7 +7,7 @@ from time import monotonic
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from training.scores import points
+from training.scores import WINDOW, points
 
 _WIDE = 110  # columns that everything fits into
 _SECONDS_BETWEEN_LINES = 30.0  # where there is no terminal
@@ -63,11 +63,13 @@ def speed_text(row: Mapping[str, float], *, shares: bool) -> str:
 
 
 def score_text(row: Mapping[str, float]) -> str:
-    """Mean of the last 100 games and the best game; and games that were lost, where some were."""
+    """Mean of the last 100 games, or of how many there are, and the best game; and games that were lost, where some were."""
     lost = f", {row['score/games_lost']:,.0f} games lost" if row["score/games_lost"] else ""
     if "score/mean_100" not in row:
         return f"no game over yet{lost}"
-    return f"score {points(row['score/mean_100'])}, best {points(row['score/best'])}{lost}"
+    games = row["score/games"]
+    few = f" in {games:.0f} game{'s' if games > 1 else ''}" if games < WINDOW else ""
+    return f"score {points(row['score/mean_100'])}{few}, best {points(row['score/best'])}{lost}"
 
 
 def short(number: float) -> str:

@@ -57,9 +57,11 @@ def finished(run_dir: Path) -> bool:
     """Whether a run has come to its end.
 
     Raises:
-        InputError: the directory is not a run.
+        InputError: the directory is not a run, or only what was exported from one.
     """
     _, config, _ = load_config(run_dir / "config.json")
+    if (run_dir / "weights.safetensors").exists():
+        raise InputError(f"{run_dir} is a trained agent without the run that made it; `evaluate.py {run_dir}` measures it")
     saved = checkpoint.checkpoints(run_dir / "checkpoints")
     return bool(saved) and int(saved[-1].name) >= config.total_frames
 

@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import pytest
 
@@ -35,3 +36,9 @@ def test_memory_is_held_against_the_default_replay(free: float, ok: bool, said: 
     monkeypatch.setattr(doctor, "free_memory", lambda: int(free))
     finding = doctor._memory()
     assert finding.ok is ok and said in finding.text and "needs up to 7.1 GB" in finding.text
+
+
+def test_a_probe_leaves_nothing_where_it_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert doctor._probe("it", "it", 'open("left", "w"); print("here")', "").ok
+    assert not list(tmp_path.iterdir())
