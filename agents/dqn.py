@@ -136,7 +136,7 @@ class DQN:
         self.optimizer = SharedOptimizer(
             lambda weights: torch.optim.Adam(weights, lr=config.learning_rate, eps=1.5e-4, fused=True), self.network, threads
         )
-        self.shards = Shards(self.network, threads, setting.precision)
+        self.shards = Shards(self.network, threads, setting.precision, images=game.sees_images)
         self.target = copy.deepcopy(self.shards.network).requires_grad_(False)
         self.generator = torch.Generator().manual_seed(setting.seed)
         self.rewards = RewardTransform(config.reward, config.reward_scale, config.discount, setting.num_envs)
@@ -178,7 +178,7 @@ class DQN:
         """Take the best action, or now and then any."""
         t = self._times[slots.start]
         ids = self._slots[slots]
-        with torch.no_grad(), autocast(self.setting):
+        with torch.inference_mode(), autocast(self.setting):
             seen = self.replay.seen(torch.full_like(ids, t), ids)
             best = self.shards.network(*(part.to(self.setting.device) for part in seen)).argmax(-1).cpu()
         anything = torch.randint(self.setting.game.num_actions, best.shape, generator=self.generator)

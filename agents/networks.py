@@ -165,7 +165,7 @@ def make_torso(game: GameDescription, depth: int, kind: str) -> NatureCNN | Impa
         InputError: the images are too small.
     """
     shape = game.observation_shape
-    if len(shape) == 3:
+    if game.sees_images:
         torso = ImpalaResNet if kind == "impala" else NatureCNN
         if torso is NatureCNN and min(shape[1:]) < _SMALLEST_NATURE:
             raise InputError(f"images of {shape[1]} x {shape[2]} are too small for the default network; take --torso impala")

@@ -109,7 +109,7 @@ class OnPolicyAgent(ABC):
         self.network = ActorCritic(game, config.frame_stack, config.torso, config.memory).to(setting.device)
         threads = Threads(setting.learn_threads)
         self.optimizer = SharedOptimizer(self.make_optimizer, self.network, threads)
-        self.shards = Shards(self.network, threads, setting.precision)
+        self.shards = Shards(self.network, threads, setting.precision, images=game.sees_images)
         self.generator = torch.Generator(setting.device).manual_seed(setting.seed)
         self.rewards = RewardTransform(config.reward, config.reward_scale, config.discount, setting.num_envs)
         chunk = min(config.memory_steps, config.rollout_steps) if config.memory != "none" else 1
@@ -153,13 +153,16 @@ class OnPolicyAgent(ABC):
     def act(self, timestep: TimeStep, slots: slice) -> NDArray[np.int64]:
         """Sample actions for a group and note what they were worth."""
         t = self._times[slots.start]
-        with torch.no_grad(), autocast(self.setting):
+        with torch.inference_mode(), autocast(self.setting):
             logits, values, state = self.shards.network(self.rollout.inputs_at(t, slots), self.state[slots])
-            actions = torch.multinomial(logits[0].softmax(-1), 1, generator=self.generator).squeeze(-1)
-            log_probs, _ = policy_terms(logits[0], actions)
-        self.rollout.put_decision(t, slots, actions, log_probs, values[0], self.state[slots])
-        self.state[slots] = state
-        return actions.cpu().numpy()
+            log_probs = logits[0].log_softmax(-1)
+            actions = torch.multinomial(log_probs.exp(), 1, generator=self.generator)
+            self.rollout.put_decision(
+                t, slots, actions[:, 0], log_probs.gather(-1, actions)[:, 0], values[0], self.state[slots]
+            )
+            if self.network.memory is not None:
+                self.state[slots] = state
+            return actions[:, 0].cpu().numpy()
 
     def observe(self, timestep: TimeStep, slots: slice) -> dict[str, float] | None:
         """Note what the last actions brought; at the end of a rollout, learn."""

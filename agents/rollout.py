@@ -91,7 +91,7 @@ class Rollout:
     def put_decision(self, t: int, slots: slice, action: Tensor, log_prob: Tensor, value: Tensor, state: Tensor) -> None:
         """Store what was done at step t; `state` is the memory's before it."""
         self.actions[t, slots], self.log_probs[t, slots], self.values[t, slots] = action, log_prob, value
-        if t % self.chunk == 0:
+        if state.shape[1] and t % self.chunk == 0:
             self.states[t // self.chunk, slots] = state
 
     def put_outcome(self, t: int, slots: slice, reward: Tensor, terminated: Tensor, end: Tensor) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 SMALLEST = 64  # samples in a part; below that, splitting costs more than it saves
+SMALLEST_OF_IMAGES = 16  # the same, where a sample is an image and takes longer
 
 Metrics = dict[str, Tensor]
 Work = Callable[[nn.Module, Tensor], Metrics]  # (network, indices of a part): call backward, return what to add up
@@ -40,9 +41,12 @@ class Threads:
 class Shards:
     """The network as it computes: in the run's precision, and as often as there are threads."""
 
-    def __init__(self, network: nn.Module, threads: Threads, precision: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, network: nn.Module, threads: Threads, precision: torch.dtype = torch.float32, *, images: bool = False
+    ) -> None:
         """Compute with the weights of `network`; in bfloat16 with a copy, which `refresh` brings up to date."""
         self._whole, self._threads = network, threads
+        self._smallest = SMALLEST_OF_IMAGES if images else SMALLEST
         self.network = network if precision == torch.float32 else _lowered(network, precision)
         """What to act with."""
         self._replicas = [self.network, *(copy.deepcopy(self.network) for _ in range(threads.count - 1))]
@@ -68,7 +72,7 @@ class Shards:
         Returns:
             The sums of the metrics.
         """
-        parts = indices.chunk(max(1, min(len(self._replicas), len(indices) * samples // SMALLEST)))
+        parts = indices.chunk(max(1, min(len(self._replicas), len(indices) * samples // self._smallest)))
         replicas = self._replicas[: len(parts)]
         for replica in replicas:
             replica.zero_grad(set_to_none=True)

@@ -167,6 +167,11 @@ class GameDescription:
         """How many discrete actions there are."""
         return len(self.action_names)
 
+    @property
+    def sees_images(self) -> bool:
+        """Whether an observation is an image."""
+        return len(self.observation_shape) == 3
+
 
 class Game(Protocol):
     """One environment, as a family implements it and a worker plays it."""
