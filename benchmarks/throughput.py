@@ -1,18 +1,32 @@
-"""Training steps a second, against stable-baselines3 with the same hyper-parameters and against the environment alone.
+"""Training steps a second: against the limit that its parts set, and against stable-baselines3 on the same work.
 
-    python benchmarks/throughput.py [--env BerzerkNoFrameskip-v0] [--seconds 20] [--rounds 3]
+    python benchmarks/throughput.py [--cases ppo a2c dqn] [--seconds 10] [--rounds 3]
 
-What is compared takes turns, round by round, on the same machine; each ratio is the median over the rounds. A step is one agent
-step (4 emulator frames); both sides play 8 games with sticky actions, see stacks of four 84x84 images, and run the same update
-schedule. Only ratios mean anything: the machine may be busy with something else.
+A step is one agent step. Where stable-baselines3 stands beside ours, both play 8 games of `BerzerkNoFrameskip-v0` with sticky
+actions, see stacks of four 84x84 images, and run the same update schedule. The limit is `1 / (1/e + 1/f + k/l)`:
+
+    e   steps a second of the games alone, random actions, nothing learned: ours or ale-py's AtariVectorEnv, whichever is faster
+    f   observations a second that pass forward through the network, in batches of a group, on every core at once
+    l   samples a second of gradient steps (forward, backward, optimiser), in batches of the run's size, shared as in training
+    k   samples that are learned from for each step
+
+in the precision of the run. The samples of f and l lie ready: what stacking, storing, sampling, counting and waiting cost is
+the distance from the limit. What is compared takes turns, round by round, on the same machine; a ratio is the median over the
+rounds. Only ratios mean anything: the machine may be busy with something else. stable-baselines3 has a process of its own, in
+which this project sets nothing.
 """
 
+import dataclasses
 import json
+import multiprocessing
+import os
 import platform
+import re
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,91 +35,256 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from agents import registry
-from agents.torch_setup import pick_precision
+from agents.networks import Inputs
+from agents.shards import Threads
+from agents.torch_setup import autocast, pick_device, pick_precision
+from envs import atari
 from envs.contract import game_seeds
 from envs.workers import WorkerEnvs, usable_cores
-from training.config import RunConfig, make_plan
+from training.config import Plan, RunConfig, make_plan
 from training.loop import turns
 from training.metrics import Clock
+from training.presets import preset
 from training.start import build_agent, commit
 
-NUM_ENVS = 8
 WARM_UP = 0.25  # share of the seconds
+RESULTS = Path(__file__).parent / "results"
+_PIXELS = "BerzerkNoFrameskip-v0"
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something to train: the preset of an algorithm on a game, changed by `ours`."""
+
+    algorithm: str
+    env: str
+    ours: dict[str, Any]
+    sb3: dict[str, Any] | None = None
+    """The same work in stable-baselines3's words; None where it is not compared."""
+
+
+_PPO = {"rollout_steps": 128, "epochs": 4, "minibatches": 4, "clip": 0.1}
+_PPO_SB3 = {"n_steps": 128, "n_epochs": 4, "batch_size": 256, "clip_range": 0.1, "ent_coef": 0.01, "learning_rate": 2.5e-4}
+_A2C_SB3 = {"n_steps": 5, "ent_coef": 0.01, "vf_coef": 0.25, "learning_rate": 7e-4}
+_DQN = {"batch_size": 32, "capacity": 100_000, "start_frames": 4_000}
+_DQN_SB3 = {"train_freq": 4, "gradient_steps": 1, "batch_size": 32, "buffer_size": 100_000, "learning_starts": 1_000}
+CASES = {
+    "ppo": Case("ppo", _PIXELS, {"num_envs": 8, **_PPO}, _PPO_SB3),
+    "a2c": Case("a2c", _PIXELS, {"num_envs": 8, "rollout_steps": 5}, _A2C_SB3),
+    "dqn": Case("dqn", _PIXELS, {"num_envs": 8, "update_steps": 32, **_DQN}, _DQN_SB3),  # a batch every 4 steps of all 8 games
+    "dqn-nature": Case("dqn", _PIXELS, {"num_envs": 8, "update_steps": 4, **_DQN}),  # 8 samples a step
+    "ppo-ram": Case("ppo", "Bowling-ram-v0", {}),
+    "ppo-doom": Case("ppo", "VizdoomBasic-v1", {}),
+}
 
 
 @dataclass(frozen=True)
 class Options:
     """Measure training throughput."""
 
-    env: str = "BerzerkNoFrameskip-v0"
-    """Atari id, screen images."""
-    algorithms: tuple[str, ...] = ("ppo", "a2c", "dqn")
+    cases: tuple[str, ...] = tuple(CASES)
     """Which to measure."""
-    seconds: float = 20.0
-    """Length of one measurement."""
+    seconds: float = 10.0
+    """Length of one measurement of training; its parts take a third of that each."""
     rounds: int = 3
     """Measurements of each."""
     precision: str = "auto"
     """fp32, bf16 or auto, for ours; stable-baselines3 has fp32 only."""
+    device: str = "auto"
+    """cpu, cuda or auto, for both."""
     out: Path | None = None
-    """JSON file for the figures."""
+    """JSON file for the figures; below benchmarks/results, named after the machine, where not given."""
 
 
-# The same on both sides: (ours, stable-baselines3's).
-SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "ppo": (
-        {"rollout_steps": 128, "epochs": 4, "minibatches": 4, "clip": 0.1},
-        {"n_steps": 128, "n_epochs": 4, "batch_size": 256, "clip_range": 0.1, "ent_coef": 0.01, "learning_rate": 2.5e-4},
-    ),
-    "a2c": ({"rollout_steps": 5}, {"n_steps": 5, "ent_coef": 0.01, "vf_coef": 0.25, "learning_rate": 7e-4}),
-    # One batch of 32 every four steps of all eight games, from the first thousand steps on.
-    "dqn": (
-        {"update_steps": 32, "batch_size": 32, "capacity": 100_000, "start_frames": 4_000},
-        {"train_freq": 4, "gradient_steps": 1, "batch_size": 32, "buffer_size": 100_000, "learning_starts": 1_000},
-    ),
-}
+class Bench:
+    """One case on this machine."""
+
+    def __init__(self, case: Case, options: Options) -> None:
+        """Make the plan that a run would have."""
+        device = pick_device(options.device)
+        bf16 = pick_precision(options.precision, device) == torch.bfloat16
+        settings = preset(case.algorithm, case.env)
+        self.case, self.seconds = case, options.seconds
+        self.config: RunConfig[Any] = RunConfig(env=case.env, agent=dataclasses.replace(settings, **case.ours))
+        self.num_envs: int = self.config.agent.num_envs
+        self.plan: Plan = make_plan(self.num_envs, usable_cores(), str(device), "bf16" if bf16 else "fp32")
+
+    def measure(self) -> dict[str, float]:
+        """Rates of one round, by name."""
+        part = self.seconds / 3
+        rates = {"games": self.games(part)}
+        if atari.rom_of(self.case.env) and "-ram" not in self.case.env:
+            rates["AtariVectorEnv"] = vector_env_rate(self.case.env, self.num_envs, part)
+        rates |= {"forward": self.forward(part), "learn": self.learn(part), "ours": self.train()}
+        fastest = max(rates["games"], rates.get("AtariVectorEnv", 0))
+        rates["limit"] = 1 / (1 / fastest + 1 / rates["forward"] + self.samples_per_step / rates["learn"])
+        if self.case.sb3 is not None:
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _be_quiet) as pool:
+                rates["stable-baselines3"] = pool.submit(sb3_rate, self.case, self.seconds, self.plan.device).result()
+        return rates
+
+    @property
+    def samples_per_step(self) -> float:
+        """Samples that are learned from for each agent step."""
+        agent = self.config.agent
+        return agent.batch_size / agent.update_steps if self.case.algorithm == "dqn" else getattr(agent, "epochs", 1)
+
+    @property
+    def batch(self) -> int:
+        """Samples of a gradient step."""
+        agent = self.config.agent
+        if self.case.algorithm == "dqn":
+            return int(agent.batch_size)
+        return int(agent.num_envs * agent.rollout_steps // getattr(agent, "minibatches", 1))
+
+    def open(self) -> WorkerEnvs:
+        """The games, as a run opens them."""
+        return WorkerEnvs(self.case.env, self.num_envs, num_groups=self.plan.groups, num_workers=self.plan.workers)
+
+    def games(self, seconds: float) -> float:
+        """Steps a second of our workers with random actions and nothing learned."""
+        with self.open() as envs:
+            envs.reset([[seed] for seed in game_seeds(0, 1, range(self.num_envs))])
+            actions = np.random.default_rng(0).integers(envs.description.num_actions, size=(997, self.num_envs))
+            step = 0
+
+            def play() -> int:
+                nonlocal step
+                step += 1
+                for group, slots in enumerate(envs.groups):
+                    envs.recv(group)
+                    envs.send(actions[step % len(actions), slots], group)
+                return self.num_envs
+
+            return rate(play, seconds)
+
+    def agent(self) -> Any:
+        """An agent, as a run builds it."""
+        with self.open() as envs:
+            return build_agent(self.case.algorithm, self.config, self.plan, envs.description)
+
+    def forward(self, seconds: float) -> float:
+        """Observations a second through the network, in batches of a group, on every core."""
+        agent, size = self.agent(), self.num_envs // self.plan.groups
+        threads = Threads(usable_cores() if self.plan.device == "cpu" else 1)
+        inputs = [self._inputs(agent, size) for _ in range(threads.count)]
+
+        def pass_forward(seen: Inputs) -> None:
+            with torch.inference_mode(), autocast(agent.setting):
+                for _ in range(20):
+                    _outputs(agent, agent.shards.network, seen)
+                _wait(self.plan.device)
+
+        def work() -> int:
+            threads.run(pass_forward, inputs)
+            return 20 * size * threads.count
+
+        return rate(work, seconds)
+
+    def learn(self, seconds: float) -> float:
+        """Samples a second of gradient steps."""
+        agent = self.agent()
+        seen = self._inputs(agent, self.batch)
+
+        def work(network: nn.Module, part: Tensor) -> dict[str, Tensor]:
+            own = Inputs(*(field[:, part] for field in seen))
+            with autocast(agent.setting):
+                if self.case.algorithm == "dqn":
+                    with torch.no_grad():
+                        _outputs(agent, agent.target, own)
+                outputs = _outputs(agent, network, own)
+            loss = sum(output.square().sum() for output in outputs) / self.batch
+            torch.autograd.backward(loss)
+            return {"loss": loss.detach()}
+
+        def step() -> int:
+            agent.shards.gradients(work, torch.arange(self.batch, device=agent.setting.device))
+            nn.utils.clip_grad_norm_(agent.network.parameters(), 0.5)
+            agent.optimizer.step()
+            agent.shards.refresh()
+            _wait(self.plan.device)
+            return self.batch
+
+        return rate(step, seconds)
+
+    def _inputs(self, agent: Any, size: int) -> Inputs:
+        game, depth = agent.setting.game, self.config.agent.frame_stack
+        rng = np.random.default_rng(0)
+        pixels = rng.integers(0, 256, (1, size, depth, *game.observation_shape)).astype(game.observation_dtype)
+        zeros = np.zeros((1, size))
+        fields = (
+            pixels,
+            np.zeros((1, size, game.extra_size), np.float32),
+            zeros.astype(np.int64),
+            zeros.astype(np.float32),
+            zeros > 0,
+        )
+        return Inputs(*(torch.from_numpy(field).to(agent.setting.device) for field in fields))
+
+    def train(self) -> float:
+        """Steps a second of our training loop."""
+        with self.open() as envs:
+            agent = build_agent(self.case.algorithm, self.config, self.plan, envs.description)
+            envs.reset([[seed] for seed in game_seeds(0, 1, range(self.num_envs))])
+            loop = turns(envs, agent, Clock())
+
+            def work() -> int:
+                before = agent.steps
+                for turn in islice(loop, 4096):
+                    if turn.metrics is not None:
+                        break
+                return agent.steps - before
+
+            return rate(work, self.seconds)
 
 
-def environment_rate(env_id: str, seconds: float) -> float:
-    """Agent steps a second of our workers with random actions and nothing learned."""
-    with WorkerEnvs(env_id, NUM_ENVS, num_groups=2) as envs:
-        envs.reset([[seed] for seed in game_seeds(0, 1, range(NUM_ENVS))])
-        generator = np.random.default_rng(0)
+def _outputs(agent: Any, network: nn.Module, seen: Inputs) -> tuple[Tensor, ...]:
+    if hasattr(agent, "state"):
+        logits, values, _ = network(seen, agent.state.new_zeros(seen.is_first.shape[1], agent.state.shape[1]))
+        return logits, values
+    return (network(seen.stacks[0], seen.extra[0]),)
 
-        def play() -> int:
-            for group in range(2):
-                envs.recv(group)
-                envs.send(generator.integers(envs.description.num_actions, size=NUM_ENVS // 2), group)
-            return NUM_ENVS
 
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def vector_env_rate(env_id: str, num_envs: int, seconds: float) -> float:
+    """Steps a second of ale-py's own vector environment under the same rules, random actions."""
+    from ale_py.vector_env import AtariVectorEnv
+
+    rom = atari.rom_of(env_id)
+    assert rom is not None
+    envs = AtariVectorEnv(rom, num_envs, repeat_action_probability=0.25, use_fire_reset=False, reward_clipping=False)
+    envs.reset(seed=0)
+    actions = np.random.default_rng(0).integers(envs.single_action_space.n, size=(997, num_envs))
+    step = 0
+
+    def play() -> int:
+        nonlocal step
+        step += 1
+        envs.step(actions[step % len(actions)])
+        return num_envs
+
+    try:
         return rate(play, seconds)
+    finally:
+        envs.close()
 
 
-def our_rate(algorithm: str, env_id: str, seconds: float, precision: str) -> float:
-    """Agent steps a second of our training loop."""
-    config = RunConfig(env=env_id, agent=registry.ALGORITHMS[algorithm].config(num_envs=NUM_ENVS, **SETTINGS[algorithm][0]))
-    bf16 = pick_precision(precision, torch.device("cpu")) == torch.bfloat16
-    plan = make_plan(NUM_ENVS, usable_cores(), "cpu", "bf16" if bf16 else "fp32")
-    with WorkerEnvs(env_id, NUM_ENVS, num_groups=plan.groups, num_workers=plan.workers) as envs:
-        agent = build_agent(algorithm, config, plan, envs.description)
-        envs.reset([[seed] for seed in game_seeds(0, 1, range(NUM_ENVS))])
-        loop = turns(envs, agent, Clock())
-
-        def train() -> int:
-            before = agent.steps
-            for turn in islice(loop, 4096):
-                if turn.metrics is not None:
-                    break
-            return agent.steps - before
-
-        return rate(train, seconds)
+def _be_quiet() -> None:
+    """Say nothing any more: every process of the games would greet."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for file in (1, 2):
+        os.dup2(nowhere, file)
 
 
-def sb3_rate(algorithm: str, env_id: str, seconds: float) -> float:
+def sb3_rate(case: Case, seconds: float, device: str) -> float:
     """Agent steps a second of stable-baselines3, its environments in processes of their own."""
     import stable_baselines3
     from stable_baselines3.common.callbacks import BaseCallback
@@ -113,34 +292,37 @@ def sb3_rate(algorithm: str, env_id: str, seconds: float) -> float:
     from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack
 
     class Watch(BaseCallback):
+        """Looks at the clock between rollouts, so that as many are counted as were learned from."""
+
         def _on_training_start(self) -> None:
-            self.start, self.first = time.perf_counter(), None
+            self.start = time.perf_counter()
+            self.seen: list[tuple[float, int]] = []
+
+        def _on_rollout_start(self) -> None:
+            spent = time.perf_counter() - self.start
+            if self.seen or (spent > WARM_UP * seconds and self.num_timesteps > 2_048):
+                self.seen.append((spent, self.num_timesteps))
 
         def _on_step(self) -> bool:
-            spent = time.perf_counter() - self.start
-            if self.first is None and spent > WARM_UP * seconds and self.num_timesteps > 2_048:
-                self.first = (spent, self.num_timesteps)
-            self.last = (spent, self.num_timesteps)
-            return self.first is None or spent - self.first[0] < seconds
-
-    torch.set_num_threads(usable_cores())
+            return len(self.seen) < 2 or self.seen[-1][0] - self.seen[0][0] < seconds
 
     def make_game(**options: Any) -> Any:
         import ale_py
         import gymnasium
 
         gymnasium.register_envs(ale_py)  # its processes know no Atari ids otherwise
-        return gymnasium.make(env_id, **options)
+        return gymnasium.make(case.env, **options)
 
-    envs = VecFrameStack(make_atari_env(make_game, NUM_ENVS, seed=1, vec_env_cls=SubprocVecEnv), 4)
+    assert case.sb3 is not None
+    envs = VecFrameStack(make_atari_env(make_game, case.ours["num_envs"], seed=1, vec_env_cls=SubprocVecEnv), 4)
     watch = Watch()
     try:
-        model = getattr(stable_baselines3, algorithm.upper())("CnnPolicy", envs, seed=1, device="cpu", **SETTINGS[algorithm][1])
+        model = getattr(stable_baselines3, case.algorithm.upper())("CnnPolicy", envs, seed=1, device=device, **case.sb3)
         model.learn(10**9, callback=watch)
     finally:
         envs.close()
-    assert watch.first is not None
-    return (watch.last[1] - watch.first[1]) / (watch.last[0] - watch.first[0])
+    (start, before), (end, after) = watch.seen[0], watch.seen[-1]
+    return (after - before) / (end - start)
 
 
 def rate(work: Callable[[], int], seconds: float) -> float:
@@ -154,40 +336,73 @@ def rate(work: Callable[[], int], seconds: float) -> float:
     return steps / spent
 
 
-def processor() -> str:
-    """The processor's name as Linux knows it, or its architecture."""
+def machine() -> str:
+    """What the figures come from: cores, processor, and the GPU where there is one."""
     facts = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     names = [line.partition(":")[2].strip() for line in facts.splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{usable_cores()} cores of {names[0] if names else platform.machine()}{gpu}"
+
+
+RATIOS = (("ours", "limit"), ("ours", "games"), ("ours", "stable-baselines3"))
+
+
+def summary(rounds: list[dict[str, float]]) -> dict[str, float]:
+    """Medians of the rates and of the ratios over the rounds."""
+    medians = {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
+    pairs = [(one, other) for one, other in RATIOS if other in medians]
+    return medians | {f"{one}/{other}": statistics.median(each[one] / each[other] for each in rounds) for one, other in pairs}
+
+
+def table(cases: dict[str, dict[str, float]]) -> str:
+    """The summaries as Markdown."""
+    rates = ("games", "AtariVectorEnv", "forward", "learn", "limit", "ours", "stable-baselines3")
+    columns = (*rates, *(f"{one}/{other}" for one, other in RATIOS))
+    lines = [f"| case | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+    for name, found in cases.items():
+        cells = [(f"{found[c]:.2f}" if "/" in c else f"{found[c]:,.0f}") if c in found else "" for c in columns]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def plot(path: Path, title: str, cases: dict[str, dict[str, float]]) -> None:
+    """Training's rate beside its limit and stable-baselines3's, a group of bars a case."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((8, 4), layout="constrained")
+    axes = figure.subplots()
+    for at, name in enumerate(("limit", "ours", "stable-baselines3")):
+        places = [index + 0.27 * (at - 1) for index, found in enumerate(cases.values()) if name in found]
+        bars = axes.bar(places, [found[name] for found in cases.values() if name in found], 0.25, label=name)
+        axes.bar_label(bars, fmt="{:,.0f}", fontsize=7)
+    axes.set_xticks(range(len(cases)), cases)
+    axes.set_yscale("log")
+    axes.set_ylabel("agent steps a second")
+    axes.set_title(title, fontsize=9)
+    axes.legend()
+    figure.savefig(path)
 
 
 def main() -> None:
-    """Measure, print, and write the figures where asked to."""
+    """Measure, print, and write figures and plot."""
     options = tyro.cli(Options)
-    rows: dict[str, list[float]] = {}
-    for _ in range(options.rounds):
-        rows.setdefault("environment", []).append(environment_rate(options.env, options.seconds / 2))
-        for algorithm in options.algorithms:
-            ours = our_rate(algorithm, options.env, options.seconds, options.precision)
-            rows.setdefault(f"{algorithm} ours", []).append(ours)
-            rows.setdefault(f"{algorithm} sb3", []).append(sb3_rate(algorithm, options.env, options.seconds))
-    median = {name: statistics.median(values) for name, values in rows.items()}
-    machine = f"{usable_cores()} cores of {processor()}, torch {torch.__version__}, commit {commit()}"
-    print(f"{options.env}, {machine}, {options.rounds} rounds")
-    for name, values in rows.items():
-        print(f"{name:>12}: {median[name]:8.0f} steps/s  ({min(values):.0f} to {max(values):.0f})")
-    ratios: dict[str, float] = {}
-    for algorithm in options.algorithms:
-        pairs = zip(rows[f"{algorithm} ours"], rows[f"{algorithm} sb3"], rows["environment"], strict=True)
-        against = [(ours / sb3, ours / environment) for ours, sb3, environment in pairs]
-        for at, other in enumerate(("sb3", "environment")):
-            ratios[f"{algorithm} / {other}"] = statistics.median(pair[at] for pair in against)
-            print(f"{algorithm} against {other}: {ratios[f'{algorithm} / {other}']:.2f}")
-    if options.out:
-        options.out.write_text(
-            json.dumps({"options": str(options), "machine": machine, "steps_per_second": rows, "ratios": ratios}, indent=1)
-            + "\n"
-        )
+    benches = {name: Bench(CASES[name], options) for name in options.cases}
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in benches}
+    for number in range(options.rounds):
+        for name, bench in benches.items():
+            rounds[name].append(bench.measure())
+            shown = ", ".join(f"{what} {value:,.0f}" for what, value in rounds[name][-1].items())
+            print(f"round {number + 1}, {name}: {shown}", flush=True)
+    summaries = {name: summary(found) for name, found in rounds.items()}
+    precision = next(iter(benches.values())).plan.precision
+    title = f"{machine()}, {precision}, torch {torch.__version__}, commit {commit()}"
+    print(f"\n{title}, medians of {options.rounds} rounds, steps or samples a second\n\n{table(summaries)}")
+    name = re.sub(r"[^a-z0-9]+", "-", f"{machine()} {precision}".lower())
+    out = options.out or RESULTS / f"throughput-{name}.json"
+    content = {"machine": title, "seconds": options.seconds, "rounds": rounds, "summary": summaries}
+    out.write_text(json.dumps(content, indent=1) + "\n")
+    plot(out.with_suffix(".svg"), title, summaries)
+    print(f"\n{out} and {out.with_suffix('.svg').name}")
 
 
 if __name__ == "__main__":
