@@ -154,7 +154,8 @@ class RamMLP(nn.Module):
 
     def forward(self, stacks: Tensor) -> Tensor:
         """(B, depth, 128) uint8 -> (B, features)."""
-        features: Tensor = self.mlp(self.views[stacks.flatten(1).int()].flatten(1))
+        views = self.views.to(_dtype_on(stacks.device))
+        features: Tensor = self.mlp(nn.functional.embedding(stacks.flatten(1).int(), views).flatten(1))
         return features
 
 
