@@ -312,6 +312,7 @@ def _as_blocks(stacks: Tensor) -> Tensor:
     """(B, depth, C, H, W) uint8 -> (B, depth * C * 16, H // 4, W // 4) float in 0..255, channels last in memory.
 
     The channels of a place are the pixels of its block, row by row; what is left over at the right and at the bottom goes.
+    `stacks` have to begin at a multiple of four bytes of their storage, as tensors of their own do.
     """
     batch, depth, channels, height, width = stacks.shape
     height, width = height // _BLOCK, width // _BLOCK

@@ -157,9 +157,8 @@ class OnPolicyAgent(ABC):
             logits, values, state = self.shards.network(self.rollout.inputs_at(t, slots), self.state[slots])
             log_probs = logits[0].log_softmax(-1)
             actions = torch.multinomial(log_probs.exp(), 1, generator=self.generator)
-            self.rollout.put_decision(
-                t, slots, actions[:, 0], log_probs.gather(-1, actions)[:, 0], values[0], self.state[slots]
-            )
+            log_prob = log_probs.gather(-1, actions)[:, 0]
+            self.rollout.put_decision(t, slots, actions[:, 0], log_prob, values[0], self.state[slots])
             if self.network.memory is not None:
                 self.state[slots] = state
             return actions[:, 0].cpu().numpy()

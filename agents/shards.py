@@ -81,26 +81,32 @@ class Shards:
         return {name: torch.stack([metrics[name] for metrics in results]).sum() for name in results[0]}
 
     def _add_up(self, replicas: list[nn.Module]) -> None:
+        """Sum up the replicas' gradients in the whole network, whose own they are where it is the first replica."""
+        own = self.network is self._whole
+        if own and len(replicas) == 1:
+            return
+        weights = list(self._whole.parameters())
         terms = list(zip(*(replica.parameters() for replica in replicas), strict=True))
-        for weight, (first, *_) in zip(self._whole.parameters(), terms, strict=True):
-            if weight is not first and weight.grad is None:
+        for weight in weights:
+            if weight.grad is None:
                 weight.grad = torch.empty_like(weight)
-        totals = list(self._whole.parameters())
 
         def add(share: int) -> None:
-            for total, (first, *others) in zip(totals, terms, strict=True):
-                rows = _rows(_gradient(total), share, self._threads.count)
-                if total is not first:
+            for weight, (first, *others) in zip(weights, terms, strict=True):
+                rows = _rows(_gradient(weight), share, self._threads.count)
+                if not own:
                     rows.copy_(_rows(_gradient(first), share, self._threads.count))
                 for other in others:
                     rows.add_(_rows(_gradient(other), share, self._threads.count))
 
-        if totals[0] is not terms[0][0] or len(replicas) > 1:
-            self._threads.run(add, range(self._threads.count))
+        self._threads.run(add, range(self._threads.count))
 
 
 class SharedOptimizer:
-    """A torch optimiser that works on each weight for itself, its step shared between threads."""
+    """A torch optimiser that works on each number for itself, its step shared between threads.
+
+    Its rows are views of the weights, which have to stay where they are in memory, and each of which has to have a gradient.
+    """
 
     def __init__(
         self, make: Callable[[list[nn.Parameter]], torch.optim.Optimizer], network: nn.Module, threads: Threads

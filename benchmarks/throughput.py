@@ -10,10 +10,11 @@ actions, see stacks of four 84x84 images, and run the same update schedule. The 
     l   samples a second of gradient steps (forward, backward, optimiser), in batches of the run's size, shared as in training
     k   samples that are learned from for each step
 
-in the precision of the run. The samples of f and l lie ready: what stacking, storing, sampling, counting and waiting cost is
-the distance from the limit. What is compared takes turns, round by round, on the same machine; a ratio is the median over the
-rounds. Only ratios mean anything: the machine may be busy with something else. stable-baselines3 has a process of its own, in
-which this project sets nothing.
+in the precision of the run. It is a limit where each part fills the same cores; with a GPU, or with cores that no worker takes,
+parts run beside each other. The samples of f and l lie ready: what stacking, storing, sampling, counting and waiting cost is
+the distance from it. What is compared takes turns, round by round, on the same machine; a ratio is the median over the rounds.
+Only ratios mean anything: the machine may be busy with something else. stable-baselines3 has a process of its own, in which
+this project sets nothing.
 """
 
 import dataclasses
@@ -28,6 +29,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -71,7 +74,15 @@ _PPO = {"rollout_steps": 128, "epochs": 4, "minibatches": 4, "clip": 0.1}
 _PPO_SB3 = {"n_steps": 128, "n_epochs": 4, "batch_size": 256, "clip_range": 0.1, "ent_coef": 0.01, "learning_rate": 2.5e-4}
 _A2C_SB3 = {"n_steps": 5, "ent_coef": 0.01, "vf_coef": 0.25, "learning_rate": 7e-4}
 _DQN = {"batch_size": 32, "capacity": 100_000, "start_frames": 4_000}
-_DQN_SB3 = {"train_freq": 4, "gradient_steps": 1, "batch_size": 32, "buffer_size": 100_000, "learning_starts": 1_000}
+_DQN_SB3 = {
+    "train_freq": 4,
+    "gradient_steps": 1,
+    "batch_size": 32,
+    "buffer_size": 100_000,
+    "learning_starts": 1_000,
+    "exploration_initial_eps": 0.01,  # where it explores it leaves the forward pass out, which ours never does
+    "exploration_final_eps": 0.01,
+}
 CASES = {
     "ppo": Case("ppo", _PIXELS, {"num_envs": 8, **_PPO}, _PPO_SB3),
     "a2c": Case("a2c", _PIXELS, {"num_envs": 8, "rollout_steps": 5}, _A2C_SB3),
@@ -121,7 +132,8 @@ class Bench:
             rates["AtariVectorEnv"] = vector_env_rate(self.case.env, self.num_envs, part)
         rates |= {"forward": self.forward(part), "learn": self.learn(part), "ours": self.train()}
         fastest = max(rates["games"], rates.get("AtariVectorEnv", 0))
-        rates["limit"] = 1 / (1 / fastest + 1 / rates["forward"] + self.samples_per_step / rates["learn"])
+        if self.plan.device == "cpu" and self.plan.workers >= usable_cores():  # every part has the whole machine
+            rates["limit"] = 1 / (1 / fastest + 1 / rates["forward"] + self.samples_per_step / rates["learn"])
         if self.case.sb3 is not None:
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _be_quiet) as pool:
                 rates["stable-baselines3"] = pool.submit(sb3_rate, self.case, self.seconds, self.plan.device).result()
@@ -231,6 +243,8 @@ class Bench:
             agent = build_agent(self.case.algorithm, self.config, self.plan, envs.description)
             envs.reset([[seed] for seed in game_seeds(0, 1, range(self.num_envs))])
             loop = turns(envs, agent, Clock())
+            while not agent.updates:
+                next(loop)
 
             def work() -> int:
                 before = agent.steps
@@ -386,6 +400,7 @@ def plot(path: Path, title: str, cases: dict[str, dict[str, float]]) -> None:
 def main() -> None:
     """Measure, print, and write figures and plot."""
     options = tyro.cli(Options)
+    (options.out or RESULTS / "it").parent.mkdir(parents=True, exist_ok=True)
     benches = {name: Bench(CASES[name], options) for name in options.cases}
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in benches}
     for number in range(options.rounds):
@@ -395,11 +410,18 @@ def main() -> None:
             print(f"round {number + 1}, {name}: {shown}", flush=True)
     summaries = {name: summary(found) for name, found in rounds.items()}
     precision = next(iter(benches.values())).plan.precision
-    title = f"{machine()}, {precision}, torch {torch.__version__}, commit {commit()}"
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "stable-baselines3"))
+    title = f"{machine()}, {precision}, {packages}, commit {commit()}"
     print(f"\n{title}, medians of {options.rounds} rounds, steps or samples a second\n\n{table(summaries)}")
     name = re.sub(r"[^a-z0-9]+", "-", f"{machine()} {precision}".lower())
     out = options.out or RESULTS / f"throughput-{name}.json"
-    content = {"machine": title, "seconds": options.seconds, "rounds": rounds, "summary": summaries}
+    content = {
+        "machine": title,
+        "command": " ".join(sys.argv),
+        "date": str(date.today()),
+        "rounds": rounds,
+        "summary": summaries,
+    }
     out.write_text(json.dumps(content, indent=1) + "\n")
     plot(out.with_suffix(".svg"), title, summaries)
     print(f"\n{out} and {out.with_suffix('.svg').name}")

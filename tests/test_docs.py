@@ -1,6 +1,7 @@
 """The pages say what the code does.
 
-Passages between `<!-- settings:ppo -->` and `<!-- /settings -->`, likewise `differences` and `presets`, are made from the code:
+Passages between `<!-- settings:ppo -->` and `<!-- /settings -->`, likewise `differences`, `presets` and `throughput`, are made
+from the code, or from a file of results:
 
     python -m tests.test_docs --write
 """
@@ -39,7 +40,7 @@ of_every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
 
 # ------------------------------------------------------------------------------------------- passages made from the code
 
-PASSAGE = re.compile(r"(<!-- (settings|differences|presets):(\w+) -->\n)(.*?)(<!-- /\2 -->)", re.DOTALL)
+PASSAGE = re.compile(r"(<!-- (settings|differences|presets|throughput):([\w-]+) -->\n)(.*?)(<!-- /\2 -->)", re.DOTALL)
 # Columns of the table of presets; Pong stands for every game without a preset of its own.
 PLAYED = {
     "Atari, screen": "ALE/Pong-v5",
@@ -102,7 +103,19 @@ def differences(algorithm: str) -> str:
     return numbered + "\n"
 
 
-MAKERS: dict[str, Callable[[str], str]] = {"settings": settings, "differences": differences, "presets": presets_table}
+def throughput(name: str) -> str:
+    found = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+    spec = importlib.util.spec_from_file_location("throughput", ROOT / "benchmarks" / "throughput.py")
+    assert spec and spec.loader
+    benchmark = importlib.util.module_from_spec(spec)
+    sys.modules["throughput"] = benchmark  # dataclasses look their module up
+    spec.loader.exec_module(benchmark)
+    written: str = benchmark.table(found["summary"])
+    return f"{found['machine']}; medians of {len(next(iter(found['rounds'].values())))} rounds:\n\n{written}\n"
+
+
+OF_ALGORITHMS: dict[str, Callable[[str], str]] = {"settings": settings, "differences": differences, "presets": presets_table}
+MAKERS = {**OF_ALGORITHMS, "throughput": throughput}
 
 
 def rewritten(text: str) -> str:
@@ -113,7 +126,7 @@ def rewritten(text: str) -> str:
 @of_every_algorithm
 def test_pages_repeat_the_code(algorithm):
     text = (DOCS / f"{algorithm}.md").read_text()
-    assert {(kind, name) for _, kind, name, *_ in PASSAGE.findall(text)} == {(kind, algorithm) for kind in MAKERS}
+    assert {(kind, name) for _, kind, name, *_ in PASSAGE.findall(text)} == {(kind, algorithm) for kind in OF_ALGORITHMS}
     assert rewritten(text) == text, "python -m tests.test_docs --write"
 
 
@@ -123,6 +136,12 @@ def test_a_passage_that_is_behind_the_code_is_noticed(algorithm):
     for *_, passage, _ in PASSAGE.findall(text):
         behind = text.replace(passage.splitlines()[-1], "something else")
         assert rewritten(behind) == rewritten(text) != behind
+
+
+def test_performance_repeats_the_results():
+    text = (DOCS / "performance.md").read_text()
+    assert [kind for _, kind, *_ in PASSAGE.findall(text)] == ["throughput"]
+    assert rewritten(text) == text, "python -m tests.test_docs --write"
 
 
 # ------------------------------------------------------------------------------------------------- names that are written

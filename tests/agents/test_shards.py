@@ -163,7 +163,7 @@ def test_bfloat16_replicas_are_what_autocast_computes(count):
         assert found["loss"].item() == pytest.approx(expected["loss"].item(), rel=0.02)
         for one, other in zip(network.parameters(), plain.parameters(), strict=True):
             assert one.grad.dtype == torch.float32
-            assert (one.grad - other.grad).norm() < 0.02 * other.grad.norm()
+            assert (one.grad - other.grad).norm() < 0.04 * other.grad.norm()
         with torch.no_grad():
             for one, other in zip(network.parameters(), plain.parameters(), strict=True):
                 one += 0.1 * other.grad

@@ -1,0 +1,119 @@
+"""Training steps a second of two source trees: what a change is worth.
+
+    git worktree add /tmp/before HEAD~1
+    python benchmarks/compare.py /tmp/before . [--algorithms ppo a2c dqn] [--env BerzerkNoFrameskip-v0] [--seconds 4]
+
+Each tree trains in a process of its own; they take turns, the other one standing still, and the ratio is the median over the
+rounds. Both have to know the names that this file imports.
+"""
+
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Options:
+    """Compare two source trees."""
+
+    trees: tyro.conf.Positional[tuple[Path, Path]]
+    """Before and after."""
+    algorithms: tuple[str, ...] = ("ppo", "a2c", "dqn")
+    """Which to train, with their presets but for 8 games."""
+    env: str = "BerzerkNoFrameskip-v0"
+    """What to play."""
+    precision: str = "auto"
+    """fp32, bf16 or auto."""
+    seconds: float = 4.0
+    """Length of one measurement."""
+    rounds: int = 5
+    """Measurements of each."""
+
+
+def train(tree: Path, algorithm: str, options: Options, pipe: Connection) -> None:
+    """In a process of its own: train for some seconds whenever told to, and answer with the steps a second."""
+    os.chdir(tree)  # workers import from here
+    sys.path.insert(0, str(tree))
+    import dataclasses
+
+    import torch
+
+    from agents.torch_setup import pick_precision
+    from envs.contract import game_seeds
+    from envs.workers import WorkerEnvs, usable_cores
+    from training.config import RunConfig, make_plan
+    from training.loop import turns
+    from training.metrics import Clock
+    from training.presets import preset
+    from training.start import build_agent
+
+    changes: dict[str, Any] = {"start_frames": 4_000, "capacity": 100_000} if algorithm == "dqn" else {}
+    agent_config = dataclasses.replace(preset(algorithm, options.env), num_envs=8, **changes)
+    bf16 = pick_precision(options.precision, torch.device("cpu")) == torch.bfloat16
+    plan = make_plan(8, usable_cores(), "cpu", "bf16" if bf16 else "fp32")
+    with WorkerEnvs(options.env, 8, num_groups=plan.groups, num_workers=plan.workers) as envs:
+        agent = build_agent(algorithm, RunConfig(env=options.env, agent=agent_config), plan, envs.description)
+        envs.reset([[seed] for seed in game_seeds(0, 1, range(8))])
+        updates = (None for turn in turns(envs, agent, Clock()) if turn.metrics is not None)
+        while not agent.updates:
+            next(updates)
+        pipe.send("ready")
+        while pipe.recv():
+            pipe.send(_rate(agent, updates, options.seconds))
+
+
+def _rate(agent: Any, updates: Iterator[None], seconds: float) -> float:
+    start, before = time.perf_counter(), agent.steps
+    while time.perf_counter() - start < seconds:
+        next(updates)
+    return float(agent.steps - before) / (time.perf_counter() - start)
+
+
+def compare(algorithm: str, options: Options) -> list[tuple[float, float]]:
+    """Steps a second of both trees in each round, after one that does not count."""
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = [], []
+    for tree in options.trees:
+        ours, theirs = context.Pipe()
+        processes.append(context.Process(target=train, args=(tree.absolute(), algorithm, options, theirs)))
+        processes[-1].start()
+        theirs.close()  # so that its end is seen
+        ours.recv()
+        pipes.append(ours)
+    rounds = []
+    for _ in range(options.rounds + 1):
+        rates = []
+        for pipe in pipes:
+            pipe.send(True)
+            rates.append(pipe.recv())
+        rounds.append((rates[0], rates[1]))
+    for pipe, process in zip(pipes, processes, strict=True):
+        pipe.send(False)
+        process.join()
+    return rounds[1:]
+
+
+def main() -> None:
+    """Print rates and ratios."""
+    options = tyro.cli(Options)
+    for algorithm in options.algorithms:
+        rounds = compare(algorithm, options)
+        before, after = (statistics.median(rates) for rates in zip(*rounds, strict=True))
+        ratios = [after / before for before, after in rounds]
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        print(
+            f"{algorithm}: {before:,.0f} and {after:,.0f} steps/s, ratio {statistics.median(ratios):.2f} ({spread})", flush=True
+        )
+
+
+if __name__ == "__main__":
+    main()
