@@ -120,6 +120,7 @@ def _finish(run: "Run") -> int:
         console.print(f"{run.run_dir}: {run.agent.frames:,} of {run.total_frames:,} frames", highlight=False)
         with display.running(run.agent.frames):
             run.train(display.show)
+    console.print(f"where the time went: {display.where_time_went()}", highlight=False, soft_wrap=True)
     console.print(f"{run.run_dir} is trained; `python evaluate.py {run.run_dir}` measures it", highlight=False, soft_wrap=True)
     return 0
 

@@ -11,6 +11,13 @@ from training.scores import WINDOW, points
 
 _WIDE = 110  # columns that everything fits into
 _SECONDS_BETWEEN_LINES = 30.0  # where there is no terminal
+_SHARES = {"play": "time/environment", "act": "time/forward", "learn": "time/learning"}  # words for what time goes into
+# From what share of the time on something else should be changed, and what.
+_ADVICE = {
+    "play": (0.5, "most of it was waiting for games: more CPU cores help"),
+    "act": (0.5, "most of it was acting: more games at once share a forward pass, --num-envs"),
+    "learn": (0.8, "most of it was learning: a GPU, smaller images (--image-size) or fewer passes (--epochs) help"),
+}
 
 
 class Display:
@@ -32,6 +39,7 @@ class Display:
         )
         self._task = self._bar.add_task("train", total=total_frames, frames=short(0), speed="", score="")
         self._next_line = monotonic()
+        self._rows: list[dict[str, float]] = []  # the shares of the time in each row
 
     @contextmanager
     def running(self, frames: int) -> Iterator[None]:
@@ -46,6 +54,7 @@ class Display:
         narrow = self._console.is_terminal and self._console.width < _WIDE
         texts = {"frames": short(frames), "speed": speed_text(row, shares=not narrow), "score": score_text(row)}
         self._bar.update(self._task, completed=frames, frames=texts["frames"], speed=texts["speed"], score=texts["score"])
+        self._rows.append({word: row.get(name, 0.0) for word, name in _SHARES.items()})
         over = frames >= self._total
         if not self._console.is_terminal and (over or monotonic() >= self._next_line):
             share = f"{min(frames / self._total, 1):4.0%}"
@@ -54,11 +63,16 @@ class Display:
             )
             self._next_line = monotonic() + _SECONDS_BETWEEN_LINES
 
+    def where_time_went(self) -> str:
+        """The mean shares of the rows that were shown and, where one is large, what would make it smaller."""
+        mean = {word: sum(row[word] for row in self._rows) / max(len(self._rows), 1) for word in _SHARES}
+        advice = [f"; {text}" for word, (least, text) in _ADVICE.items() if mean[word] >= least]
+        return ", ".join(f"{word} {share:.0%}" for word, share in mean.items()) + "".join(advice)
+
 
 def speed_text(row: Mapping[str, float], *, shares: bool) -> str:
     """Frames a second and, where there is room, what share of the time went into games, acting and learning."""
-    parts = {"play": "environment", "act": "forward", "learn": "learning"}
-    where = ", ".join(f"{word} {row.get(f'time/{name}', 0):.0%}" for word, name in parts.items())
+    where = ", ".join(f"{word} {row.get(name, 0):.0%}" for word, name in _SHARES.items())
     return f"{short(row['speed/frames_per_second'])}/s" + (f" ({where})" if shares else "")
 
 

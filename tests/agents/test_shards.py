@@ -203,3 +203,19 @@ def test_an_agents_update_is_the_same_with_any_number_of_threads(algorithm):
     for threads in (2, 3):
         torch.testing.assert_close(found[threads][0], found[1][0], atol=1e-6, rtol=0)
         assert found[threads][1] == pytest.approx(found[1][1], abs=1e-5)
+
+
+def test_a_batch_from_replay_is_shared_out():
+    """DQN's loss is a mean over the transitions that count, however they fall into parts."""
+    tape = draw_tape(60, 4, end=0.2, cut=0.2, lost=0.3)
+    config = configure("dqn", num_envs=4, frame_stack=1, start_frames=0, batch_size=3 * SMALLEST, reward="none")
+    weights = []
+    for threads in (1, 3):
+        agent = build("dqn", describe(), config, learn_threads=threads)
+        agent.optimizer = torch.optim.SGD(agent.network.parameters(), lr=0.1)
+        first = flat(agent.network).clone()
+        play_tape(agent, tape)
+        assert agent.updates > 20
+        weights.append(flat(agent.network))
+    assert not torch.allclose(weights[0], first, atol=1e-2)
+    torch.testing.assert_close(*weights, atol=1e-5, rtol=0)

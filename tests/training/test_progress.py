@@ -1,8 +1,11 @@
 """What a person reads while a run trains."""
 
-import pytest
+import re
 
-from training.progress import score_text
+import pytest
+from rich.console import Console
+
+from training.progress import Display, score_text
 
 SCORES = {"score/mean_100": 12.34, "score/best": 20.0}
 
@@ -20,3 +23,22 @@ SCORES = {"score/mean_100": 12.34, "score/best": 20.0}
 )
 def test_scores_and_lost_games(row: dict[str, float], text: str) -> None:
     assert score_text(row) == text
+
+
+@pytest.mark.parametrize(
+    ("play", "act", "learn", "text"),
+    [
+        (0.2, 0.3, 0.4, "play 20%, act 30%, learn 40%"),
+        (0.6, 0.1, 0.1, "play 60%, act 10%, learn 10%; most of it was waiting for games: more CPU cores help"),
+        (0.1, 0.6, 0.1, "play 10%, act 60%, learn 10%; most of it was acting: .*--num-envs"),
+        (0.0, 0.1, 0.85, "play 0%, act 10%, learn 85%; most of it was learning: .*--epochs.*"),
+    ],
+)
+def test_where_the_time_went(play: float, act: float, learn: float, text: str) -> None:
+    """The mean over two rows, and what would help."""
+    display = Display(100, Console(quiet=True))
+    shares = {"time/environment": play, "time/forward": act, "time/learning": learn}
+    for frames, change in ((50, 0.05), (100, -0.05)):
+        row = {name: share + change for name, share in shares.items()}
+        display.show({"frames": frames, "speed/frames_per_second": 1.0, "score/games_lost": 0, **row})
+    assert re.fullmatch(text, display.where_time_went())
