@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -31,7 +31,7 @@ class Options:
     """Which to train, with their presets but for 8 games."""
     env: str = "BerzerkNoFrameskip-v0"
     """What to play."""
-    precision: str = "auto"
+    precision: Literal["fp32", "bf16", "auto"] = "auto"
     """fp32, bf16 or auto."""
     seconds: float = 4.0
     """Length of one measurement."""
@@ -45,23 +45,20 @@ def train(tree: Path, algorithm: str, options: Options, pipe: Connection) -> Non
     sys.path.insert(0, str(tree))
     import dataclasses
 
-    import torch
-
-    from agents.torch_setup import pick_precision
     from envs.contract import game_seeds
-    from envs.workers import WorkerEnvs, usable_cores
-    from training.config import RunConfig, make_plan
+    from envs.workers import WorkerEnvs
+    from training.config import RunConfig
     from training.loop import turns
     from training.metrics import Clock
     from training.presets import preset
-    from training.start import build_agent
+    from training.start import build_agent, plan_of
 
     changes: dict[str, Any] = {"start_frames": 4_000, "capacity": 100_000} if algorithm == "dqn" else {}
-    agent_config = dataclasses.replace(preset(algorithm, options.env), num_envs=8, **changes)
-    bf16 = pick_precision(options.precision, torch.device("cpu")) == torch.bfloat16
-    plan = make_plan(8, usable_cores(), "cpu", "bf16" if bf16 else "fp32")
+    settings = dataclasses.replace(preset(algorithm, options.env), num_envs=8, **changes)
+    config = RunConfig(options.env, settings, device="cpu", precision=options.precision)
+    plan = plan_of(config)
     with WorkerEnvs(options.env, 8, num_groups=plan.groups, num_workers=plan.workers) as envs:
-        agent = build_agent(algorithm, RunConfig(env=options.env, agent=agent_config), plan, envs.description)
+        agent = build_agent(algorithm, config, plan, envs.description)
         envs.reset([[seed] for seed in game_seeds(0, 1, range(8))])
         updates = (None for turn in turns(envs, agent, Clock()) if turn.metrics is not None)
         while not agent.updates:

@@ -33,7 +33,7 @@ from datetime import date
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -44,15 +44,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from agents.networks import Inputs
 from agents.shards import Threads
-from agents.torch_setup import autocast, pick_device, pick_precision
+from agents.torch_setup import autocast
 from envs import atari
 from envs.contract import game_seeds
 from envs.workers import WorkerEnvs, usable_cores
-from training.config import Plan, RunConfig, make_plan
+from training.config import Plan, RunConfig
 from training.loop import turns
 from training.metrics import Clock
 from training.presets import preset
-from training.start import build_agent, commit
+from training.start import build_agent, commit, plan_of
 
 WARM_UP = 0.25  # share of the seconds
 RESULTS = Path(__file__).parent / "results"
@@ -103,9 +103,9 @@ class Options:
     """Length of one measurement of training; its parts take a third of that each."""
     rounds: int = 3
     """Measurements of each."""
-    precision: str = "auto"
+    precision: Literal["fp32", "bf16", "auto"] = "auto"
     """fp32, bf16 or auto, for ours; stable-baselines3 has fp32 only."""
-    device: str = "auto"
+    device: Literal["cpu", "cuda", "auto"] = "auto"
     """cpu, cuda or auto, for both."""
     out: Path | None = None
     """JSON file for the figures; below benchmarks/results, named after the machine, where not given."""
@@ -116,13 +116,12 @@ class Bench:
 
     def __init__(self, case: Case, options: Options) -> None:
         """Make the plan that a run would have."""
-        device = pick_device(options.device)
-        bf16 = pick_precision(options.precision, device) == torch.bfloat16
         settings = preset(case.algorithm, case.env)
         self.case, self.seconds = case, options.seconds
-        self.config: RunConfig[Any] = RunConfig(env=case.env, agent=dataclasses.replace(settings, **case.ours))
+        agent = dataclasses.replace(settings, **case.ours)
+        self.config: RunConfig[Any] = RunConfig(case.env, agent, device=options.device, precision=options.precision)
         self.num_envs: int = self.config.agent.num_envs
-        self.plan: Plan = make_plan(self.num_envs, usable_cores(), str(device), "bf16" if bf16 else "fp32")
+        self.plan: Plan = plan_of(self.config)
 
     def measure(self) -> dict[str, float]:
         """Rates of one round, by name."""

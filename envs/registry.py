@@ -52,6 +52,11 @@ def is_world(env_id: str) -> bool:
     return _own_family(env_id) in _BY_PREFIX.values()
 
 
+def sees_images(env_id: str) -> bool:
+    """Whether agents see pictures, as far as an id says it: RAM is none, and of Gymnasium's other ids it is not known."""
+    return is_world(env_id) or (_own_family(env_id) == "atari" and "-ram" not in env_id)
+
+
 def _knows(family: str, env_id: str) -> bool:
     """Whether an id that looks like a family's is one.
 

@@ -207,13 +207,17 @@ class Plan:
     """CPU threads that share an update, while the workers wait."""
 
 
-def make_plan(num_envs: int, cores: int, device: str, precision: Literal["fp32", "bf16"]) -> Plan:
-    """A fixed function of the machine's cores and the run."""
+def make_plan(num_envs: int, cores: int, device: str, precision: Literal["fp32", "bf16"], *, images: bool) -> Plan:
+    """A fixed function of the machine's cores and the run.
+
+    Where the policy looks at pictures on the CPU, acting takes about as long as playing, and one core is left to it.
+    """
     groups = 2 if num_envs % 2 == 0 and num_envs >= 4 else 1
+    players = max(1, cores - 1) if images and device == "cpu" else cores
     return Plan(
         device=device,
         precision=precision,
-        workers=min(cores, num_envs // groups),
+        workers=min(players, num_envs // groups),
         groups=groups,
         learn_threads=cores if device == "cpu" else 1,
     )

@@ -45,7 +45,7 @@ def preset(algorithm: str, env_id: str) -> Any:
     """The algorithm's config for a game: its defaults, changed for the kind of observation and then for the game."""
     rom = atari.rom_of(env_id)
     if rom is not None:
-        changes = (_RAM if "-ram" in env_id else _IMAGES)[algorithm] | _GAMES.get(rom, {})
+        changes = (_IMAGES if registry.sees_images(env_id) else _RAM)[algorithm] | _GAMES.get(rom, {})
     else:
         changes = (_WORLDS if registry.is_world(env_id) else _OTHERS)[algorithm]
         tasks = len(registry.tasks_of(env_id))

@@ -12,6 +12,7 @@ import torch
 from agents import registry as agents
 from agents.agent import Agent, Setting
 from agents.torch_setup import keep_freed_memory, pick_device, pick_precision
+from envs import registry
 from envs.contract import GameDescription, InputError, game_seeds
 from envs.workers import WorkerEnvs, usable_cores
 from training import checkpoint
@@ -31,9 +32,7 @@ def new_run(algorithm: str, config: RunConfig[Any]) -> Run:
         raise InputError(f"{run_dir} exists already; `train.py resume {run_dir}` goes on with it, --run-dir names another")
     if run_dir.exists():
         raise InputError(f"{run_dir} exists already and is not a run; --run-dir names another")
-    device = pick_device(config.device)
-    bf16 = pick_precision(config.precision, device) == torch.bfloat16
-    plan = make_plan(config.agent.num_envs, usable_cores(), str(device), "bf16" if bf16 else "fp32")
+    plan = plan_of(config)
     envs = _open_envs(config, plan)
     try:
         agent = build_agent(algorithm, config, plan, envs.description)
@@ -44,6 +43,18 @@ def new_run(algorithm: str, config: RunConfig[Any]) -> Run:
         envs.close()
         raise
     return _begin(config, envs, agent)
+
+
+def plan_of(config: RunConfig[Any]) -> Plan:
+    """How this machine trains it.
+
+    Raises:
+        InputError: CUDA is asked for and there is none.
+    """
+    device = pick_device(config.device)
+    bf16 = pick_precision(config.precision, device) == torch.bfloat16
+    images = registry.sees_images(config.env)
+    return make_plan(config.agent.num_envs, usable_cores(), str(device), "bf16" if bf16 else "fp32", images=images)
 
 
 def _make_directory(run_dir: Path) -> None:

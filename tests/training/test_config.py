@@ -83,9 +83,14 @@ def test_a_setting_that_this_version_does_not_know_is_refused(tmp_path) -> None:
 
 
 def test_the_plan_is_a_fixed_function() -> None:
-    assert make_plan(8, 2, "cpu", "bf16") == Plan(device="cpu", precision="bf16", workers=2, groups=2, learn_threads=2)
-    assert make_plan(7, 4, "cuda", "bf16") == Plan(device="cuda", precision="bf16", workers=4, groups=1, learn_threads=1)
-    assert make_plan(1, 16, "cpu", "fp32").workers == 1
+    ram = Plan(device="cpu", precision="bf16", workers=2, groups=2, learn_threads=2)
+    assert make_plan(8, 2, "cpu", "bf16", images=False) == ram
+    assert make_plan(8, 2, "cpu", "bf16", images=True) == dataclasses.replace(
+        ram, workers=1
+    )  # the other core looks at the pictures
+    gpu = Plan(device="cuda", precision="bf16", workers=4, groups=1, learn_threads=1)
+    assert make_plan(7, 4, "cuda", "bf16", images=True) == gpu
+    assert [make_plan(1, cores, "cpu", "fp32", images=True).workers for cores in (1, 2, 16)] == [1, 1, 1]
 
 
 def test_every_preset_is_a_valid_config() -> None:
