@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from agents.replay import Replay
 from envs.contract import GameDescription, TimeStep
 
 
@@ -49,6 +50,10 @@ class Agent(Protocol):
     steps: int  # agent steps observed
 
     @property
+    def replay(self) -> Replay | None:
+        """What was experienced, where an agent learns from more than its last steps."""
+
+    @property
     def holds(self) -> bool:
         """Whether `act` has to wait for other groups."""
 
@@ -62,7 +67,7 @@ class Agent(Protocol):
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that decides what comes next: nested dicts of tensors and JSON values."""
+        """Everything that decides what comes next, but for what `replay` says it keeps: nested dicts of tensors and JSON."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back a state."""

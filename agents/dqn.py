@@ -151,7 +151,6 @@ class DQN:
         self._credit = 0  # agent steps that no update has used up yet
         self._losses: list[Tensor] = []
         self._target_frames = 0  # when the target network was last copied
-        self._empty_frames = 0  # when replay was empty
 
     @property
     def holds(self) -> bool:
@@ -196,7 +195,8 @@ class DQN:
             self._note_outcome(t, timestep, slots)
         t = self._times[slots.start] = t + 1
         self.replay.put_frame(t, slots, *map(torch.from_numpy, (timestep.observation, timestep.extra, timestep.is_first)))
-        filling = self.frames - self._empty_frames < self.start_frames
+        self.replay.newest, self.replay.complete = max(self._times.values()), max(0, min(self._times.values()))
+        filling = self.frames < self.start_frames
         if not filling:
             self._credit += played
             self._learn()
@@ -209,7 +209,7 @@ class DQN:
         self.replay.put_outcome(t, slots, *map(torch.from_numpy, outcome))
 
     def _learn(self) -> None:
-        span = self.replay.span(max(self._times.values()), min(self._times.values()), self.config.n_step)
+        span = self.replay.span(self.config.n_step)
         while self._credit >= self.config.update_steps and span[0] < span[1]:
             self._credit -= self.config.update_steps
             self._losses.append(self._update(*self.replay.draw(self.config.batch_size, span, self.generator)))
@@ -251,7 +251,7 @@ class DQN:
         return torch.stack([metrics["loss"], metrics["value"], norm])
 
     def state_dict(self) -> dict[str, Any]:
-        """Networks, optimiser, counters, reward moments and the generator; replay is not part of it and fills anew."""
+        """Networks, optimiser, counters, reward moments and the generator; replay is kept for itself."""
         counters = {"frames": self.frames, "steps": self.steps, "updates": self.updates}
         return {
             "weights": self.network.state_dict(),
@@ -260,10 +260,12 @@ class DQN:
             "generator": self.generator.get_state(),
             "rewards": self.rewards.state_dict(),
             "counters": {**counters, "credit": self._credit, "target_frames": self._target_frames},
+            "times": self._times,
+            "losses": self._losses,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back a state; the next observation is the first in replay, which has to fill before learning goes on."""
+        """Take back a state; replay is to be filled beside it."""
         self.network.load_state_dict(state["weights"])
         self.target.load_state_dict(state["target"])
         self.shards.refresh()
@@ -273,9 +275,7 @@ class DQN:
         counters = state["counters"]
         self.frames, self.steps, self.updates = (counters[name] for name in ("frames", "steps", "updates"))
         self._credit, self._target_frames = counters["credit"], counters["target_frames"]
-        self._times = dict.fromkeys(self._times, -1)
-        self._empty_frames = self.frames
-        self._losses.clear()
+        self._times, self._losses = dict(state["times"]), list(state["losses"])
 
 
 def frozen_player(

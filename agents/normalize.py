@@ -57,10 +57,11 @@ class RewardTransform:
         self._count = count
 
     def state_dict(self) -> dict[str, Any]:
-        """The moments; the returns of running episodes are not part of them, since other episodes follow."""
-        return {"count": self._count, "mean": float(self._mean), "squares": float(self._squares)}
+        """The moments, and the returns of running episodes."""
+        moments = {"count": self._count, "mean": float(self._mean), "squares": float(self._squares)}
+        return {**moments, "returns": self._returns.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back the moments; every return starts at zero."""
-        self._returns[:] = 0
+        """Take them back."""
+        self._returns[:] = state["returns"]
         self._count, self._mean, self._squares = state["count"], state["mean"], state["squares"]

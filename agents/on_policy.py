@@ -125,6 +125,7 @@ class OnPolicyAgent(ABC):
         self.state = torch.zeros((setting.num_envs, state_size), device=setting.device)  # the memory's, before the next step
         self._times = {group.start: -1 for group in setting.groups}  # each group's step in the rollout
         self._began = 0  # frames when the rollout was begun
+        self.replay = None
 
     @abstractmethod
     def make_optimizer(self, weights: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -233,25 +234,30 @@ class OnPolicyAgent(ABC):
         return {**metrics, "gradient/norm": norm}
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, optimiser, counters, reward moments and the generator."""
+        """Weights, optimiser, counters, reward moments, the generator, the memory, and the rollout as far as it is."""
         return {
             "weights": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "rewards": self.rewards.state_dict(),
-            "counters": {"frames": self.frames, "steps": self.steps, "updates": self.updates},
+            "counters": {"frames": self.frames, "steps": self.steps, "updates": self.updates, "began": self._began},
+            "times": self._times,
+            "state": self.state,
+            "rollout": self.rollout.state_dict(max(self._times.values())),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back a state; the next observation opens a new rollout."""
+        """Take back a state."""
         self.network.load_state_dict(state["weights"])
         self.shards.refresh()
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
         self.rewards.load_state_dict(state["rewards"])
-        self.frames, self.steps, self.updates = (state["counters"][name] for name in ("frames", "steps", "updates"))
-        self._began = self.frames
-        self._times = dict.fromkeys(self._times, -1)
+        counters = (state["counters"][name] for name in ("frames", "steps", "updates", "began"))
+        self.frames, self.steps, self.updates, self._began = counters
+        self._times = dict(state["times"])
+        self.state.copy_(state["state"])
+        self.rollout.load_state_dict(state["rollout"])
 
 
 def frozen_player(

@@ -44,6 +44,8 @@ class Replay:
             InputError: it would need more memory than is free.
         """
         self.num_envs, self.depth = num_envs, depth
+        self.newest = -1  # last step whose frame was put for any environment
+        self.complete = 0  # first step that may still change: an environment's newest, whose outcome is not there yet
         self.rows = max(-(-capacity // num_envs), depth + n_step + 1)
         dtype = getattr(torch, game.observation_dtype)
         check_memory(self.rows * num_envs, bytes_per_step(game.observation_shape, dtype, game.extra_size))
@@ -71,16 +73,30 @@ class Replay:
         row = t % self.rows
         return gather_stacks(self.frames, self.age, row, slots, self.depth), self.extra[row, slots]
 
-    def span(self, newest: int, complete: int, n: int) -> tuple[int, int]:
-        """First step that may be sampled, and the first that may no more.
+    @property
+    def oldest(self) -> int:
+        """First step that is still there for every environment."""
+        return max(0, self.newest - self.rows + 1)
 
-        Args:
-            newest: Last step whose frame was put for any environment.
-            complete: Last step whose frame was put for every environment.
-            n: Length of the reward window; the frame after it has to be there.
-        """
-        oldest = newest - self.rows + 1
-        return (oldest + self.depth - 1 if oldest > 0 else 0), complete - n + 1
+    def span(self, n: int) -> tuple[int, int]:
+        """First step that may be sampled, and the first that may no more; the frame after the n rewards has to be there."""
+        return (self.oldest + self.depth - 1 if self.oldest else 0), self.complete - n + 1
+
+    @property
+    def _tables(self) -> dict[str, Tensor]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    def steps(self, start: int, stop: int) -> dict[str, Tensor]:
+        """All that is held of some steps: copies of (stop - start, N, ...) of each table."""
+        rows = torch.arange(start, stop) % self.rows
+        return {name: table.index_select(0, rows) for name, table in self._tables.items()}
+
+    def put_steps(self, start: int, steps: dict[str, Tensor]) -> None:
+        """Put back what `steps` returned; of a step that others have taken the place of, nothing."""
+        for name, table in self._tables.items():
+            there = steps[name][max(0, self.oldest - start) :]
+            first = start + len(steps[name]) - len(there)
+            table.index_copy_(0, torch.arange(first, first + len(there)) % self.rows, there)
 
     def draw(self, size: int, span: tuple[int, int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Steps and environments of transitions, uniformly from a span of steps: (size,), (size,)."""

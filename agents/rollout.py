@@ -124,6 +124,18 @@ class Rollout:
         beside = (self.extra, self.last_actions, self.last_rewards, self.is_first)
         return Inputs(stacks, *(table[t, slots] for table in beside))
 
+    def state_dict(self, newest: int) -> dict[str, Tensor]:
+        """The rows that are in use, if `newest` is the last step that was put for any environment."""
+        frames = newest + self.depth
+        rows = {"frames": frames, "age": frames, "last_actions": newest + 2, "states": newest // self.chunk + 1}
+        tables = {name: table for name, table in vars(self).items() if isinstance(table, Tensor)}
+        return {name: table[: rows.get(name, newest + 1)].clone() for name, table in tables.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take back the rows that were in use."""
+        for name, rows in state.items():
+            getattr(self, name)[: len(rows)] = rows
+
     def carry_over(self) -> None:
         """Make the last observation, with its past, the first of the next rollout."""
         self.frames[: self.depth] = self.frames[-self.depth :].clone()

@@ -48,7 +48,7 @@ def train(tree: Path, algorithm: str, options: Options, pipe: Connection) -> Non
     from envs.contract import game_seeds
     from envs.workers import WorkerEnvs
     from training.config import RunConfig
-    from training.loop import turns
+    from training.loop import Turns
     from training.metrics import Clock
     from training.presets import preset
     from training.start import build_agent, plan_of
@@ -60,7 +60,7 @@ def train(tree: Path, algorithm: str, options: Options, pipe: Connection) -> Non
     with WorkerEnvs(options.env, 8, num_groups=plan.groups, num_workers=plan.workers) as envs:
         agent = build_agent(algorithm, config, plan, envs.description)
         envs.reset([[seed] for seed in game_seeds(0, 1, range(8))])
-        updates = (None for turn in turns(envs, agent, Clock()) if turn.metrics is not None)
+        updates = (None for turn in Turns(envs, agent, Clock()) if turn.metrics is not None)
         while not agent.updates:
             next(updates)
         pipe.send("ready")

@@ -49,7 +49,7 @@ from envs import atari
 from envs.contract import game_seeds
 from envs.workers import WorkerEnvs, usable_cores
 from training.config import Plan, RunConfig
-from training.loop import turns
+from training.loop import Turns
 from training.metrics import Clock
 from training.presets import preset
 from training.start import build_agent, commit, plan_of
@@ -241,7 +241,7 @@ class Bench:
         with self.open() as envs:
             agent = build_agent(self.case.algorithm, self.config, self.plan, envs.description)
             envs.reset([[seed] for seed in game_seeds(0, 1, range(self.num_envs))])
-            loop = turns(envs, agent, Clock())
+            loop = Turns(envs, agent, Clock())
             while not agent.updates:
                 next(loop)
 

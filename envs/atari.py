@@ -13,10 +13,13 @@ With a fixed skip the pixels, rewards and ends are those of Gymnasium's `AtariPr
 registered environment with its last frame resized.
 """
 
+import base64
 import dataclasses
 import hashlib
 import re
+import zlib
 from pathlib import Path
+from typing import Any
 
 import ale_py
 import cv2
@@ -31,6 +34,7 @@ SIDE = 84  # pixels
 MAX_FRAMES = 108_000  # half an hour of play at 60 frames a second
 FRAMES_PER_SECOND = 60.0
 FLAGS = ("sticky", "frame_skip", "full_action_space", "noop_max", "max_episode_frames")  # that change the rules
+_INEXACT = ("qbert", "tetris")  # whose copies go on otherwise now and then, in ale-py 0.12.1
 _CLOCK = -1  # the emulator's word for a seed taken from the clock
 
 ID = re.compile(r"(?:(?P<namespace>ALE)/)?(?P<game>\w+?)(?P<ram>-ram)?(?P<unskipped>NoFrameskip)?-v(?P<version>[045])")
@@ -145,6 +149,11 @@ class AtariGame:
         self._frames: list[NDArray[np.uint8]] = []
         self._steps = 0
 
+    @staticmethod
+    def clones(env_id: str) -> bool:
+        """Whether copies of its state are exact."""
+        return rom_of(env_id) not in _INEXACT
+
     def _seed(self, seed: int) -> None:
         beside, emulator = ale_seeds(seed)
         self._generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(beside)))
@@ -212,6 +221,31 @@ class AtariGame:
             np.maximum(self._previous, self._last, out=self._last)
         cv2.resize(self._last, (SIDE, SIDE), dst=observation[0], interpolation=cv2.INTER_AREA)
 
+    def clone(self) -> dict[str, Any]:
+        """A copy of emulator and screens.
+
+        A copy does not hold the action that a sticky step repeats. A reset forgets it, and so the game goes on behind one.
+        """
+        state = self._ale.cloneState(include_rng=True)
+        self._ale.reset_game()
+        self._ale.restoreState(state)
+        return {
+            "emulator": _packed(state.serialize()),
+            "screens": [_packed(self._previous.tobytes()), _packed(self._last.tobytes())],
+            "generator": self._generator.bit_generator.state,
+            "steps": self._steps,
+            "lives": self._lives,
+        }
+
+    def restore(self, clone: dict[str, Any]) -> None:
+        """Go on from a copy."""
+        self._ale.reset_game()
+        self._ale.restoreState(ale_py.ALEState(_unpacked(clone["emulator"])))
+        for screen, packed in zip((self._previous, self._last), clone["screens"], strict=True):
+            screen[:] = np.frombuffer(_unpacked(packed), np.uint8).reshape(screen.shape)
+        self._generator.bit_generator.state = clone["generator"]
+        self._steps, self._lives = clone["steps"], clone["lives"]
+
     def record(self) -> None:
         """Keep every emulator frame of a step from now on."""
         self._recording = True
@@ -222,3 +256,11 @@ class AtariGame:
 
     def close(self) -> None:
         """Nothing to give back: the emulator goes with the object."""
+
+
+def _packed(data: bytes) -> str:
+    return base64.b64encode(zlib.compress(data)).decode()
+
+
+def _unpacked(text: str) -> bytes:
+    return zlib.decompress(base64.b64decode(text))

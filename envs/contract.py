@@ -11,9 +11,9 @@ a new episode. So each observation appears exactly once and in order:
     action:          a0    a1       ignored                    a0'
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -214,6 +214,21 @@ class Game(Protocol):
         """Give back what the game holds."""
 
 
+@runtime_checkable
+class CloneableGame(Protocol):
+    """A game whose state can be copied exactly. Others are opened again by their seed, and played again."""
+
+    @staticmethod
+    def clones(env_id: str) -> bool:
+        """Whether that is so for an id of the family."""
+
+    def clone(self) -> dict[str, Any]:
+        """A copy of the game's state, which JSON can say; from here on the game goes on as one that was restored from it."""
+
+    def restore(self, clone: dict[str, Any]) -> None:
+        """Go on from a copy."""
+
+
 class Envs(Protocol):
     """N environments in groups that take turns in a fixed order, so that timing never decides which data comes next."""
 
@@ -224,10 +239,10 @@ class Envs(Protocol):
     groups: tuple[slice, ...]  # the slots of each group
     seeds: NDArray[np.int64]  # (N,) the seed that each slot's running game was opened with; -1 where it was not reseeded
 
-    def reset(self, seeds: Sequence[Sequence[int]]) -> None:
+    def reset(self, seeds: Sequence[Iterable[int]]) -> None:
         """Open a game in every slot; the results are the next to be received.
 
-        Slot i opens its k-th game with `seeds[i][k]`, and games beyond its last seed without reseeding.
+        Slot i opens each game with the next of `seeds[i]`, and games beyond its last seed without reseeding.
         """
 
     def send(self, actions: NDArray[np.integer], group: int) -> None:
@@ -235,6 +250,18 @@ class Envs(Protocol):
 
     def recv(self, group: int) -> TimeStep:
         """Wait for the step that was started last in this group."""
+
+    def seen(self, group: int) -> TimeStep:
+        """What `recv` returned last for this group."""
+
+    def state_dict(self, *, clone: bool) -> dict[str, Any]:
+        """Where every game stands, steps that are running included: arrays and what JSON can say.
+
+        `clone` copies the states of games that can be; without it, their last copy and the actions since then are kept.
+        """
+
+    def load_state_dict(self, state: dict[str, Any], seeds: Sequence[Iterable[int]]) -> None:
+        """Instead of `reset`: bring every game to where it stood, with the seeds that were given to `reset`."""
 
     def last_frames(self, slot: int) -> NDArray[np.uint8]:
         """Every emulator frame of a recorded slot's last step: (k, H, W, 3) RGB; k = 0 where the step opened a game."""

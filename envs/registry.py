@@ -6,7 +6,7 @@ import importlib
 
 import gymnasium
 
-from envs.contract import Game, InputError, ProtocolOptions
+from envs.contract import CloneableGame, Game, InputError, ProtocolOptions
 
 FAMILIES = {
     "atari": "envs.atari:AtariGame",
@@ -104,6 +104,12 @@ def game_class(env_id: str) -> type[Game]:
     module, _, name = FAMILIES[family_of(env_id)].partition(":")
     kind: type[Game] = getattr(importlib.import_module(module), name)
     return kind
+
+
+def clones(env_id: str) -> bool:
+    """Whether the state of an id's games can be copied exactly."""
+    kind = game_class(env_id)
+    return issubclass(kind, CloneableGame) and kind.clones(env_id)
 
 
 def tasks_of(env_id: str) -> tuple[str, ...]:

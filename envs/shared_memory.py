@@ -11,7 +11,10 @@ import numpy as np
 
 from envs.contract import GameDescription, GameProtocol, TimeStep
 
-RESET = 255  # command byte; lower ones are group numbers
+# Command bytes; lower ones are group numbers.
+RESET = 255  # every slot opens a game at its next step
+CLONE = 253  # answer with a copy of every game that can be copied
+RESTORE = 252  # a message says from where each slot goes on; answer with the slot's group when it is there
 FAILED = 254  # reply byte: a line of JSON that says why follows
 
 

@@ -6,10 +6,11 @@ import shutil
 import sys
 import traceback
 from dataclasses import asdict
+from typing import Any
 
 from envs import registry
-from envs.contract import Game, GameLost, InputError, Outcome, ProtocolOptions
-from envs.shared_memory import FAILED, RESET, Channel, SharedMemory, description_from, with_tuples
+from envs.contract import CloneableGame, Game, GameLost, InputError, Outcome, ProtocolOptions
+from envs.shared_memory import CLONE, FAILED, RESET, RESTORE, Channel, SharedMemory, description_from, with_tuples
 
 
 class Worker:
@@ -33,29 +34,48 @@ class Worker:
         self._rows = {slot: row for row, slot in enumerate(order["record"]) if slot in self._games}
         for slot in self._rows:
             self._games[slot].record()
-        self._seeds: dict[int, list[int]] = {}
+        self._clones = [slot for slot, env_id in order["ids"] if registry.clones(env_id)]
         self._over: dict[int, bool] = {}
 
     def serve(self) -> None:
         """Obey until the trainer is gone."""
         while (command := self._channel.read()) is not None:
             if command == RESET:
-                self._plan_games(self._channel.read_message())
+                self._over |= dict.fromkeys(self._games, True)
+            elif command == CLONE:
+                self._channel.write_message({"clones": {slot: self._cloneable(slot).clone() for slot in self._clones}})
+            elif command == RESTORE:
+                for slot, game in self._channel.read_message().items():
+                    self._restore(int(slot), **game)
+                    self._channel.write(RESTORE)
             else:
                 for slot in self._slots[command]:
                     self._play(slot)
                 self._channel.write(command)
 
-    def _plan_games(self, seeds: list[list[list[int]]]) -> None:
-        """Open new games at the next step of each slot."""
-        for slots, group_seeds in zip(self._slots, seeds, strict=True):
-            self._seeds |= dict(zip(slots, group_seeds, strict=True))
-            self._over |= dict.fromkeys(slots, True)
+    def _cloneable(self, slot: int) -> CloneableGame:
+        game = self._games[slot]
+        assert isinstance(game, CloneableGame)
+        return game
+
+    def _restore(self, slot: int, clone: dict[str, Any] | None, over: bool, seed: int, actions: list[int]) -> None:
+        """Bring a slot to where it stood: from a copy of its game, or from its seed, through the actions since then."""
+        if clone is not None:
+            self._cloneable(slot).restore(clone)
+        self._over[slot] = over
+        self._memory.seeds[slot] = seed if clone is None else -1
+        for action in actions:
+            opens = self._over[slot]
+            self._memory.actions[slot] = action
+            self._play(slot)
+            if opens:
+                self._memory.seeds[slot] = -1  # the games behind it had none
 
     def _open(self, slot: int) -> None:
-        seed = self._seeds[slot].pop(0) if self._seeds[slot] else None
-        self._games[slot].reset(seed, self._memory.step.observation[slot], self._memory.step.extra[slot])
-        self._memory.seeds[slot] = -1 if seed is None else seed
+        seed = int(self._memory.seeds[slot])
+        self._games[slot].reset(
+            None if seed == -1 else seed, self._memory.step.observation[slot], self._memory.step.extra[slot]
+        )
         self._write(slot, Outcome(0.0, False, False, False, 0), is_first=True)
 
     def _play(self, slot: int) -> None:

@@ -22,19 +22,20 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from envs import registry
 from envs.contract import GameDescription, GameLost, InputError, ProtocolOptions, TimeStep
-from envs.shared_memory import FAILED, RESET, Channel, SharedMemory, anonymous_file, description_from
+from envs.shared_memory import CLONE, FAILED, RESET, RESTORE, Channel, SharedMemory, anonymous_file, description_from
 
 HANG_SECONDS = 120.0  # without a reply, after which a worker counts as hanging; a level that is compiled first takes 24
+_Answer = TypeVar("_Answer")
 MOST_RESTARTS = 3  # of one worker, without a step in between
 # A worker computes on one core, and opens no window.
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy"}
@@ -46,6 +47,46 @@ class WorkerError(RuntimeError):
 
 class WorkerLostError(WorkerError):
     """A worker process died or hangs: starting it anew may help."""
+
+
+class _History:
+    """From where each game of a group can be played again to where it stands: a seed or a copy, and the actions since then."""
+
+    def __init__(self, size: int) -> None:
+        self.clones: list[dict[str, Any] | None] = [None] * size  # None where the next step opens a game with its seed
+        self.over = np.ones(size, np.bool_)  # whether that game had ended
+        self.seeds = np.full(size, -1, np.int64)
+        self._actions: list[NDArray[np.int64]] = []  # of each step, of all slots of the group
+        self._since = np.zeros(size, np.int64)  # of each slot, its first action
+
+    def add(self, actions: NDArray[np.integer[Any]]) -> None:
+        self._actions.append(np.array(actions, np.int64))
+
+    def begin(
+        self, at: int, seed: int, clone: dict[str, Any] | None = None, *, over: bool = True, started: bool = False
+    ) -> None:
+        """A slot begins anew: the next action is the first that is kept, or the last one where a step has `started`."""
+        self.clones[at], self.over[at], self.seeds[at] = clone, over, seed
+        self._since[at] = len(self._actions) - started
+        old = self._since.min()
+        if old > len(self._actions) // 2:
+            del self._actions[:old]
+            self._since -= old
+
+    @classmethod
+    def of(cls, games: Sequence[dict[str, Any]], actions: Sequence[NDArray[np.integer[Any]]]) -> "_History":
+        """As it was saved."""
+        history, length = cls(len(games)), max(map(len, actions))
+        table = np.zeros((length, len(games)), np.int64)
+        for at, (game, own) in enumerate(zip(games, actions, strict=True)):
+            history.begin(at, game["seed"], game["clone"], over=game["over"])
+            history._since[at] = length - len(own)
+            table[history._since[at] :, at] = own
+        history._actions = list(table)
+        return history
+
+    def actions(self, at: int) -> NDArray[np.int64]:
+        return np.array([actions[at] for actions in self._actions[self._since[at] :]], np.int64)
 
 
 class WorkerEnvs:
@@ -89,6 +130,9 @@ class WorkerEnvs:
         self.lost_games = 0
         self._restart, self._recorded = restart, {slot: row for row, slot in enumerate(record)}
         self._workers: list[_WorkerProcess] = []
+        self._arrived: set[int] = set()  # groups whose step has come and was not yet handed out
+        self._opened = np.zeros(num_envs, np.int64)  # games for which each slot has asked for a seed
+        self._lost: dict[int, int] = {}  # slots that open another game at their next step: their worker was started anew
         self._file = anonymous_file()
         try:
             cores = _cores_to_keep(env_id)
@@ -121,18 +165,40 @@ class WorkerEnvs:
         first = descriptions[0]
         return replace(first, protocol=replace(first.protocol, env=env_id))
 
-    def reset(self, seeds: Sequence[Sequence[int]]) -> None:
-        """Open a game in every slot; slot i opens its k-th game with `seeds[i][k]`, later ones without reseeding."""
+    def reset(self, seeds: Sequence[Iterable[int]]) -> None:
+        """Open a game in every slot; slot i opens each game with the next of `seeds[i]`, later ones without reseeding."""
+        self._to_open = [iter(slot_seeds) for slot_seeds in seeds]
+        self._histories = [_History(slots.stop - slots.start) for slots in self.groups]
+        self._opened[:] = 0
+        self._lost.clear()
+        self._memory.actions[:] = 0
         for worker in self._workers:
-            worker.reset([[list(seeds[slot]) for slot in slots] for slots in worker.slots])
+            worker.write(RESET)
+        for group, slots in enumerate(self.groups):
+            self._start(group, range(slots.start, slots.stop))
 
     def send(self, actions: NDArray[np.integer[Any]], group: int) -> None:
         """Start a step of one group; actions (slots of the group,)."""
         self._memory.actions[self.groups[group]] = actions
         before = self._steps[group]
-        opens = bool((before.terminated | before.truncated).any())
+        self._start(group, np.flatnonzero(before.terminated | before.truncated) + self.groups[group].start)
+
+    def _start(self, group: int, opening: Iterable[int]) -> None:
+        """Start a step in which some slots open a game."""
+        slots, history = self.groups[group], self._histories[group]
+        opening = {*map(int, opening), *(slot for slot in self._lost if slots.start <= slot < slots.stop)}
+        for slot in opening:
+            seed = self._lost.pop(slot) if slot in self._lost else self._next_seed(slot)
+            self._memory.seeds[slot] = seed
+            if seed != -1:
+                history.begin(slot - slots.start, seed)
+        history.add(self._memory.actions[slots])
         for worker in self._workers:
-            worker.start(group, opens=opens)
+            worker.start(group, opens=bool(opening))
+
+    def _next_seed(self, slot: int) -> int:
+        self._opened[slot] += 1
+        return next(self._to_open[slot], -1)
 
     def recv(self, group: int) -> TimeStep:
         """Wait for this group's step. The fields are views, valid until its next `send`.
@@ -140,25 +206,109 @@ class WorkerEnvs:
         Raises:
             WorkerError: a game raised; or a worker died or hangs and is not to be started anew, or died again and again.
         """
-        for worker in self._workers:
-            try:
-                worker.expect(group)
-            except WorkerLostError as gone:
-                if not self._restart:
-                    raise
-                self._start_anew(worker, group, gone)
+        self._receive(group)
+        self._arrived.discard(group)
         self.seeds[self.groups[group]] = self._memory.seeds[self.groups[group]]
         return self._steps[group]
 
-    def _start_anew(self, worker: "_WorkerProcess", group: int, gone: "WorkerLostError") -> None:
-        self.lost_games += sum(map(len, worker.slots))
-        for _ in range(MOST_RESTARTS):
+    def _receive(self, group: int) -> None:
+        """Wait until this group's step has come."""
+        if group in self._arrived:
+            return
+        for worker in self._workers:
+            self._insist(worker, lambda worker: worker.expect(group))
+        self._arrived.add(group)
+
+    def _insist(self, worker: "_WorkerProcess", ask: Callable[["_WorkerProcess"], _Answer]) -> _Answer:
+        """Ask a worker for something; where it is lost, and that is wanted, ask the one that takes its place."""
+        restarts = 0
+        while True:
             try:
-                worker.start_anew(self.num_envs, self.description)
-                return worker.expect(group)
-            except WorkerLostError as again:
-                gone = again
-        raise WorkerError(f"{gone}; so it did {MOST_RESTARTS} times in a row after it was started anew") from gone
+                if restarts:
+                    self._open_others(worker)
+                    worker.start_anew(self.num_envs, self.description)
+                return ask(worker)
+            except WorkerLostError as gone:
+                if not self._restart:
+                    raise
+                if restarts == MOST_RESTARTS:
+                    raise WorkerError(f"{gone}; so it did {restarts} times in a row after it was started anew") from gone
+                self.lost_games += 0 if restarts else sum(map(len, worker.slots))
+                restarts += 1
+
+    def _open_others(self, worker: "_WorkerProcess") -> None:
+        """The games of a worker that is started anew are lost; others open, in the steps that are running or in the next."""
+        for group, slots in enumerate(worker.slots):
+            history, started = self._histories[group], group in worker.running
+            for slot in slots:
+                at = slot - self.groups[group].start
+                self._memory.seeds[slot] = seed = _other_seed(int(history.seeds[at]), slot)
+                history.begin(at, seed, started=started)
+                if not started:
+                    self._lost[slot] = seed
+
+    def seen(self, group: int) -> TimeStep:
+        """What `recv` returned last for this group."""
+        return self._steps[group]
+
+    def state_dict(self, *, clone: bool) -> dict[str, Any]:
+        """Where every game stands, as `envs.contract.Envs` says it."""
+        running = [group for group in range(len(self.groups)) if any(group in worker.running for worker in self._workers)]
+        for group in running:
+            self._receive(group)
+        if clone:
+            self._clone()
+        slots = [(history, at) for history in self._histories for at in range(len(history.seeds))]
+        return {
+            "step": {name: field.copy() for name, field in self._memory.step._asdict().items()},
+            "arrived": sorted(self._arrived),
+            "seeds": self._memory.seeds.tolist(),
+            "opened": self._opened.tolist(),
+            "lost_games": self.lost_games,
+            "lost": list(self._lost.items()),
+            "games": [
+                {"clone": history.clones[at], "over": bool(history.over[at]), "seed": int(history.seeds[at])}
+                for history, at in slots
+            ],
+            "actions": [history.actions(at).astype(np.int16) for history, at in slots],
+        }
+
+    def _clone(self) -> None:
+        """Let the games' histories begin here, where they can be copied."""
+        over = self._memory.step.terminated | self._memory.step.truncated
+        for worker in self._workers:
+            clones = self._insist(worker, _WorkerProcess.clone)
+            for group, slots in enumerate(worker.slots):
+                for slot in slots:
+                    if slot not in self._lost and str(slot) in clones:
+                        at = slot - self.groups[group].start
+                        seed = int(self._histories[group].seeds[at])
+                        self._histories[group].begin(at, seed, clones[str(slot)], over=bool(over[slot]))
+
+    def load_state_dict(self, state: dict[str, Any], seeds: Sequence[Iterable[int]]) -> None:
+        """Bring every game to where it stood: from its seed or its copy, and through the actions since then.
+
+        `strays` then names the slots whose games went another way than they did before.
+        """
+        self._to_open = [itertools.islice(each, count, None) for each, count in zip(seeds, state["opened"], strict=True)]
+        self._opened[:], self._lost = state["opened"], dict(state["lost"])
+        self._histories = [_History.of(state["games"][slots], state["actions"][slots]) for slots in self.groups]
+        played = [np.asarray(actions).tolist() for actions in state["actions"]]
+        order = [{**game, "actions": actions} for game, actions in zip(state["games"], played, strict=True)]
+        for worker in self._workers:
+            worker.write(RESTORE)
+            worker.write_message({slot: order[slot] for slots in worker.slots for slot in slots})
+        for worker in self._workers:
+            worker.expect_restored()
+        strays = np.zeros(self.num_envs, np.bool_)
+        for name, field in self._memory.step._asdict().items():
+            saved = np.asarray(state["step"][name])
+            strays |= (field != saved).reshape(self.num_envs, -1).any(1)
+            field[:] = saved
+        self.strays = [slot for slot in np.flatnonzero(strays).tolist() if order[slot]["actions"]]
+        self._memory.seeds[:] = self.seeds[:] = state["seeds"]
+        self._arrived = set(state["arrived"])
+        self.lost_games = state["lost_games"]
 
     def last_frames(self, slot: int) -> NDArray[np.uint8]:
         """Every emulator frame of a recorded slot's last step: (k, H, W, 3) RGB; k = 0 where the step opened a game."""
@@ -189,10 +339,8 @@ class _WorkerProcess(Channel):
     def __init__(self, memory: int, slots: list[list[int]], order: dict[str, Any], hang_seconds: float) -> None:
         self.slots = slots  # slots[group]
         self._memory, self._order, self._hang_seconds = memory, order, hang_seconds
-        self._seeds: list[list[list[int]]] = []
-        self._running: list[int] = []  # groups whose step was started and has not been received
+        self.running: list[int] = []  # groups whose step was started and has not been received
         self._opening: set[int] = set()  # groups whose running step opens games
-        self._restarts = 0
         self._launch()
 
     def _launch(self) -> None:
@@ -227,20 +375,33 @@ class _WorkerProcess(Channel):
         """Let it write where the trainer reads."""
         self.write_message({"num_envs": num_envs, "description": asdict(description)})
 
-    def reset(self, seeds: list[list[list[int]]]) -> None:
-        """Open a game in each of its slots, `seeds[group][slot]`; the results of every group are to be received."""
-        self._seeds = seeds
-        self.write(RESET)
-        self.write_message(seeds)
-        for group in range(len(self.slots)):
-            self.start(group, opens=True)
-
     def start(self, group: int, *, opens: bool) -> None:
         """Start a step; `opens`: some of its slots open a game, which may take each of them as long as a step."""
         if opens:
             self._opening.add(group)
-        self._running.append(group)
+        self.running.append(group)
         self.write(group)
+
+    def clone(self) -> dict[str, Any]:
+        """A copy of each of its games that can be copied, by slot.
+
+        Raises:
+            WorkerLostError: it died or hangs.
+        """
+        self.write(CLONE)
+        clones: dict[str, Any] = self.read_message()["clones"]
+        return clones
+
+    def expect_restored(self) -> None:
+        """Wait until every slot is where it stood; each has as long as a step of a game that opens.
+
+        Raises:
+            WorkerError: the worker died or hangs, or its game raised.
+        """
+        for _ in itertools.chain(*self.slots):
+            self._await(max(self._hang_seconds, HANG_SECONDS))
+            if self.read() != RESTORE:
+                self._fail(self.read_message())
 
     def start_anew(self, num_envs: int, description: GameDescription) -> None:
         """End what is left of the process; another takes its slots, opens new games and starts the steps that were running.
@@ -250,14 +411,12 @@ class _WorkerProcess(Channel):
         """
         self._kill()
         self.close()
-        self._restarts += 1
         self._launch()
         self.describe()
         self.map_memory(num_envs, description)
         self._opening.update(range(len(self.slots)))
         self.write(RESET)
-        self.write_message([[_other_seeds(seeds, self._restarts) for seeds in group] for group in self._seeds])
-        for group in self._running:
+        for group in self.running:
             self.write(group)
 
     def write(self, signal: int) -> None:
@@ -280,8 +439,8 @@ class _WorkerProcess(Channel):
         reply = self.read()
         if reply is None or reply == FAILED:
             self._fail(self.read_message() if reply == FAILED else {})
-        assert reply == group == self._running[0], f"groups take turns: waited for {group} and received {reply}"
-        self._running.pop(0)
+        assert reply == group == self.running[0], f"groups take turns: waited for {group} and received {reply}"
+        self.running.pop(0)
 
     def _await(self, seconds: float) -> None:
         poll = select.poll()
@@ -323,9 +482,9 @@ class _WorkerProcess(Channel):
         self._folder.cleanup()
 
 
-def _other_seeds(seeds: list[int], restarts: int) -> list[int]:
-    """Of the games that follow a restart: a function of the slot's first seed and of how often its worker was started anew."""
-    return [int(np.random.SeedSequence((seeds[0], restarts)).generate_state(1)[0] & 0x7FFFFFFF)] if seeds else []
+def _other_seed(seed: int, slot: int) -> int:
+    """Of the game that follows a lost one: a function of the last seed, which is -1 for a game that had none, and the slot."""
+    return int(np.random.SeedSequence((seed + 1, slot)).generate_state(1)[0] & 0x7FFFFFFF)
 
 
 def _cores_to_keep(env_id: str) -> Iterator[int | None]:

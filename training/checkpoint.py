@@ -15,6 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -29,7 +30,9 @@ _TENSOR = "tensor:"  # marks a string in state.json that stands for a tensor
 
 
 def flatten(state: Any, path: str = "") -> tuple[Any, dict[str, Tensor]]:
-    """Separate nested dicts and lists into JSON, in which each tensor is replaced by its path, and the tensors by path."""
+    """Separate nested dicts and lists into JSON, in which each tensor or array is replaced by its path, and tensors by path."""
+    if isinstance(state, np.ndarray):
+        state = torch.from_numpy(state)
     if isinstance(state, Tensor):
         return _TENSOR + path, {path: state.detach().cpu().contiguous()}
     if not isinstance(state, (dict, list, tuple)):
@@ -118,6 +121,12 @@ def checkpoints(directory: Path) -> list[Path]:
     return sorted(path for path in directory.glob("[0-9]*") if path.is_dir())
 
 
+def plain_parts(directory: Path, name: str) -> list[Any]:
+    """One part of the state of each checkpoint below a directory that has it, tensors left out."""
+    states = (json.loads((path / "state.json").read_text()) for path in checkpoints(directory))
+    return [state[name] for state in states if name in state]
+
+
 def prune(directory: Path) -> None:
     """Keep the newest three and the one with the best mean score of its last training games."""
     kept = checkpoints(directory)
@@ -137,10 +146,10 @@ def _score(checkpoint: Path) -> tuple[bool, float]:
         return False, float("-inf")
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file so that it is there whole or not at all, after a loss of power too."""
     aside = path.with_name(f".{path.name}.new")
-    aside.write_text(text)
+    aside.write_bytes(content.encode() if isinstance(content, str) else content)
     _sync(aside)
     aside.replace(path)
     _sync(path.parent)

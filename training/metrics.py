@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -50,6 +50,16 @@ class Metrics:
         self._written = frames
         self._seen.clear()
         return row
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next row will be made of."""
+        return {"written": self._written, "seen": {name: list(values) for name, values in self._seen.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take it back; nothing where the run begins."""
+        self._written = state.get("written", self._written)
+        for name, values in state.get("seen", {}).items():
+            self._seen[name] = list(values)
 
     def __enter__(self) -> Self:
         """Close the files at the end of a `with` block."""

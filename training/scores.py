@@ -67,8 +67,10 @@ class Scores:
         return row
 
     def state_dict(self) -> dict[str, Any]:
-        """Finished games; running ones start anew."""
+        """Finished games and running ones."""
         return {
+            "running": self._running.tolist(),
+            "lengths": self._lengths.tolist(),
             "last": {task: list(last) for task, last in self._last.items()},
             "last_lengths": list(self._last_lengths),
             "games": self.games,
@@ -77,11 +79,9 @@ class Scores:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back the finished games."""
-        saved = state["last"]
-        if isinstance(saved, list):  # of a run that was saved before there were scores of each task
-            saved = {self._tasks[0]: saved}
-        for task, last in saved.items():
+        """Take them back."""
+        self._running[:], self._lengths[:] = state["running"], state["lengths"]
+        for task, last in state["last"].items():
             self._last[task].extend(last)
         self._last_lengths.extend(state["last_lengths"])
         self.games, self.best = state["games"], state["best"]

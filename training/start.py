@@ -1,8 +1,10 @@
 """From a run's config to a run that is ready to train."""
 
 import dataclasses
+import itertools
 import os
 import subprocess
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -130,12 +132,18 @@ def _open_envs(config: RunConfig[Any], plan: Plan) -> WorkerEnvs:
 def _begin(config: RunConfig[Any], envs: WorkerEnvs, agent: Agent, saved: Path | None = None) -> Run:
     assert config.run_dir is not None
     run = Run(config.run_dir, config.total_frames, config.checkpoint_frames, envs, agent)
-    if saved is not None:
-        run.load(saved)
-    # A resumed run opens games that it has not played yet.
-    seeds = game_seeds(0, config.seed, range(envs.num_envs), *([agent.frames] if agent.frames else []))
-    envs.reset([[seed] for seed in seeds])
+    seeds = [training_seeds(config.seed, slot, task) for slot, task in enumerate(envs.tasks)]
+    if saved is None:
+        envs.reset(seeds)
+    else:
+        run.load(saved, seeds)
     return run
+
+
+def training_seeds(seed: int, slot: int, task: str) -> Iterator[int]:
+    """Seeds of a slot's games: one for all where their state can be copied, else one for each, so that each can be reopened."""
+    games = range(1) if registry.clones(task) else itertools.count()
+    return (game_seeds(0, seed, range(slot, slot + 1), *([game] if game else []))[0] for game in games)
 
 
 def versions() -> dict[str, str]:

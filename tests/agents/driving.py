@@ -1,6 +1,6 @@
 """Agents at work without worker processes: environments that are played here, or read from a tape.
 
-Both are driven by the training loop's own `turns`, so that the order of calls is the real one.
+Both are driven by the training loop's own `Turns`, so that the order of calls is the real one.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from agents.networks import Inputs
 from agents.registry import ALGORITHMS
 from envs.contract import GameDescription, GameProtocol, ProtocolOptions, TimeStep
 from envs.registered import RegisteredGame
-from training.loop import turns
+from training.loop import Turns
 from training.metrics import Clock
 
 PROTOCOL = GameProtocol(
@@ -97,7 +97,7 @@ def build(
 
 
 class Tape:
-    """Steps that were drawn in advance, whatever is done; it keeps the actions it is sent. Implements what `turns` needs."""
+    """Steps that were drawn in advance, whatever is done; it keeps the actions it is sent. Implements what `Turns` needs."""
 
     def __init__(self, steps: TimeStep, groups: int = 1) -> None:
         """`steps` has time before the batch in every field."""
@@ -119,6 +119,15 @@ class Tape:
 
     def recv(self, group: int) -> TimeStep:
         return self.at(self.times[group], self.groups[group])
+
+    def seen(self, group: int) -> TimeStep:
+        return self.recv(group)
+
+    def state_dict(self, *, clone: bool) -> dict[str, Any]:
+        return {"times": list(self.times)}
+
+    def load_state_dict(self, state: dict[str, Any], seeds: Any) -> None:
+        self.times = list(state["times"])
 
     def send(self, actions: NDArray[np.integer[Any]], group: int) -> None:
         self.actions[self.times[group], self.groups[group]] = actions
@@ -167,7 +176,7 @@ def draw_tape(
 
 
 class Games:
-    """Registered environments played in this process; implements what `turns` needs."""
+    """Registered environments played in this process; implements what `Turns` needs."""
 
     def __init__(self, env_id: str, num_envs: int) -> None:
         """One group of `num_envs` games."""
@@ -206,7 +215,7 @@ class Games:
 
 def drive(agent: Agent, envs: Any, steps: int) -> list[dict[str, float]]:
     """Let an agent play and learn for some steps of every environment; returns the metrics of each update."""
-    taken = islice(turns(envs, agent, Clock()), steps * len(envs.groups))
+    taken = islice(Turns(envs, agent, Clock()), steps * len(envs.groups))
     return [turn.metrics for turn in taken if turn.metrics is not None]
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from envs.contract import TimeStep
-from training.loop import turns
+from training.loop import Turns
 from training.metrics import Clock
 
 
@@ -40,7 +40,7 @@ class Tape:
 
 def test_groups_take_turns_and_wait_for_each_other_when_the_agent_holds() -> None:
     tape: Any = Tape(groups=2)  # speaks in strings where arrays would pass
-    list(islice(turns(tape, tape, Clock()), 7))
+    list(islice(Turns(tape, tape, Clock()), 7))
     turn = "recv {0}, observe {0}, act {0}, send {0} for {0}"
     assert tape.log == ", ".join(
         [
@@ -55,7 +55,7 @@ def test_groups_take_turns_and_wait_for_each_other_when_the_agent_holds() -> Non
 
 def test_one_group_is_a_plain_loop() -> None:
     tape: Any = Tape(groups=1)
-    list(islice(turns(tape, tape, Clock()), 3))
+    list(islice(Turns(tape, tape, Clock()), 3))
     assert tape.log[:8] == ["recv 0", "observe 0", "act 0", "send 0 for 0"] * 2
 
 
