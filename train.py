@@ -106,7 +106,14 @@ def _resume(args: Sequence[str]) -> int:
     if start.finished(run_dir):
         print(f"{run_dir} is finished; `python evaluate.py {run_dir}` measures it", file=sys.stderr)
         return 0
-    return _finish(start.old_run(run_dir))
+    run = start.old_run(run_dir)
+    if run.envs.strays:
+        print(
+            f"{len(run.envs.strays)} of {run.envs.num_envs} games did not repeat themselves when they were played again: from here "
+            "on the run differs from one that was never stopped",
+            file=sys.stderr,
+        )
+    return _finish(run)
 
 
 def _finish(run: "Run") -> int:

@@ -147,7 +147,7 @@ class AtariGame:
         self._previous, self._last = np.zeros((2, height, width), np.uint8)
         self._recording = False
         self._frames: list[NDArray[np.uint8]] = []
-        self._steps = 0
+        self._steps = self._lives = 0
 
     @staticmethod
     def clones(env_id: str) -> bool:

@@ -236,6 +236,7 @@ class Envs(Protocol):
     num_envs: int
     tasks: tuple[str, ...]  # (N,) what each slot plays; one id for all but where a run is spread over several games
     lost_games: int  # games that were cut short by a worker's death
+    strays: list[int]  # slots whose games went another way when they were played again, after `load_state_dict`
     groups: tuple[slice, ...]  # the slots of each group
     seeds: NDArray[np.int64]  # (N,) the seed that each slot's running game was opened with; -1 where it was not reseeded
 

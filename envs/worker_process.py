@@ -43,6 +43,7 @@ class Worker:
             if command == RESET:
                 self._over |= dict.fromkeys(self._games, True)
             elif command == CLONE:
+                self._channel.write(CLONE)
                 self._channel.write_message({"clones": {slot: self._cloneable(slot).clone() for slot in self._clones}})
             elif command == RESTORE:
                 for slot, game in self._channel.read_message().items():

@@ -128,6 +128,7 @@ class WorkerEnvs:
         self.tasks = tuple(tasks[slot % len(tasks)] for slot in range(num_envs))
         self.seeds = np.full(num_envs, -1, np.int64)
         self.lost_games = 0
+        self.strays: list[int] = []
         self._restart, self._recorded = restart, {slot: row for row, slot in enumerate(record)}
         self._workers: list[_WorkerProcess] = []
         self._arrived: set[int] = set()  # groups whose step has come and was not yet handed out
@@ -286,10 +287,7 @@ class WorkerEnvs:
                         self._histories[group].begin(at, seed, clones[str(slot)], over=bool(over[slot]))
 
     def load_state_dict(self, state: dict[str, Any], seeds: Sequence[Iterable[int]]) -> None:
-        """Bring every game to where it stood: from its seed or its copy, and through the actions since then.
-
-        `strays` then names the slots whose games went another way than they did before.
-        """
+        """Bring every game to where it stood: from its seed or its copy, and through the actions since then."""
         self._to_open = [itertools.islice(each, count, None) for each, count in zip(seeds, state["opened"], strict=True)]
         self._opened[:], self._lost = state["opened"], dict(state["lost"])
         self._histories = [_History.of(state["games"][slots], state["actions"][slots]) for slots in self.groups]
@@ -389,6 +387,7 @@ class _WorkerProcess(Channel):
             WorkerLostError: it died or hangs.
         """
         self.write(CLONE)
+        self._expect(CLONE, HANG_SECONDS)
         clones: dict[str, Any] = self.read_message()["clones"]
         return clones
 
@@ -399,9 +398,7 @@ class _WorkerProcess(Channel):
             WorkerError: the worker died or hangs, or its game raised.
         """
         for _ in itertools.chain(*self.slots):
-            self._await(max(self._hang_seconds, HANG_SECONDS))
-            if self.read() != RESTORE:
-                self._fail(self.read_message())
+            self._expect(RESTORE, HANG_SECONDS)
 
     def start_anew(self, num_envs: int, description: GameDescription) -> None:
         """End what is left of the process; another takes its slots, opens new games and starts the steps that were running.
@@ -434,13 +431,17 @@ class _WorkerProcess(Channel):
             WorkerError: its game raised.
             WorkerLostError: the worker died or hangs.
         """
-        self._await(self._hang_seconds * (len(self.slots[group]) if group in self._opening else 1))
+        self._expect(group, self._hang_seconds * (len(self.slots[group]) if group in self._opening else 1))
         self._opening.discard(group)
+        first = self.running.pop(0)
+        assert group == first, f"groups take turns: waited for {group} before {first}"
+
+    def _expect(self, signal: int, seconds: float) -> None:
+        self._await(seconds)
         reply = self.read()
         if reply is None or reply == FAILED:
             self._fail(self.read_message() if reply == FAILED else {})
-        assert reply == group == self.running[0], f"groups take turns: waited for {group} and received {reply}"
-        self.running.pop(0)
+        assert reply == signal, f"waited for {signal} and received {reply}"
 
     def _await(self, seconds: float) -> None:
         poll = select.poll()

@@ -106,9 +106,8 @@ def test_a_resumed_agent_is_the_saved_one() -> None:
     assert train.main(["dqn", "--env", "CartPole-v1", *SMALL, *STEPS["dqn"], "--run-dir", "run"]) == 0
     saved = checkpoint.checkpoints(Path("run/checkpoints"))[-1]
     with start.old_run(Path("run")) as run:
-        again = Run(Path("again"), 600, 250, run.envs, run.agent)
-        again.scores = run.scores
-        path = again.save()
+        run.run_dir = Path("again")
+        path = run.save(clone=True)
     for file in saved.iterdir():
         assert file.read_bytes() == (path / file.name).read_bytes(), file.name
 
@@ -198,9 +197,9 @@ def test_a_dqn_run_saves_while_replay_fills() -> None:
     saved: list[int] = []
     save = Run.save
 
-    def note(run: Run) -> Path:
+    def note(run: Run, *, clone: bool) -> Path:
         saved.append(run.agent.frames)
-        return save(run)
+        return save(run, clone=clone)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "save", note)

@@ -46,17 +46,17 @@ def test_the_mean_is_of_the_last_hundred_games() -> None:
     assert (scores.games, scores.best) == (150, 149)
 
 
-def test_finished_games_survive_a_resume() -> None:
+def test_games_survive_a_resume() -> None:
     scores, again = Scores(["Bowling-v0"]), Scores(["Bowling-v0"])
     scores.watch(step([7], over=[True]), slice(0, 1))
+    scores.watch(step([0], over=[False], first=[True]), slice(0, 1))
+    scores.watch(step([3], over=[False]), slice(0, 1))
     again.load_state_dict(scores.state_dict())
     assert again.metrics() == scores.metrics()
-
-
-def test_a_run_from_before_there_were_tasks_is_resumed() -> None:
-    scores = Scores(["Bowling-v0"])
-    scores.load_state_dict({"last": [3.0, 5.0], "last_lengths": [4, 4], "games": 2, "best": 5.0})
-    assert scores.mean_100 == 4
+    for each in (scores, again):
+        each.watch(step([2], over=[True]), slice(0, 1))
+    assert again.metrics() == scores.metrics()
+    assert scores.mean_100 == (7 + 5) / 2
 
 
 def test_several_tasks_have_a_mean_each_and_count_alike() -> None:
