@@ -109,8 +109,8 @@ def _resume(args: Sequence[str]) -> int:
     run = start.old_run(run_dir)
     if run.envs.strays:
         print(
-            f"{len(run.envs.strays)} of {run.envs.num_envs} games did not repeat themselves when they were played again: from here "
-            "on the run differs from one that was never stopped",
+            f"{len(run.envs.strays)} of {run.envs.num_envs} games went another way when they were played again; "
+            "from here on the run is another one than if it had not been stopped",
             file=sys.stderr,
         )
     return _finish(run)

@@ -1,0 +1,83 @@
+"""Replay on disk: what comes back, what is written once, and what is missing or damaged."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from agents.replay import Replay
+from envs.contract import InputError
+from tests.agents.driving import describe
+from training import replay_files
+from training.replay_files import ReplayFiles
+
+GAME = describe((1, 6, 6), "uint8")
+
+
+def filled(steps: int) -> Replay:
+    """Of two environments, with 40 rows, in which every number says where it is from."""
+    replay = Replay(80, 2, 4, GAME)
+    everyone = slice(0, 2)
+    for t in range(steps):
+        frames = torch.full((2, 1, 6, 6), t % 251, dtype=torch.uint8)
+        replay.put_frame(t, everyone, frames, torch.zeros(2, 0), torch.tensor([t == 0] * 2))
+        if t < steps - 1:
+            replay.put_outcome(t, everyone, torch.tensor([t, -t]).float(), *torch.tensor([[t % 7 == 0, False]] * 3))
+        replay.newest, replay.complete = t, t
+    return replay
+
+
+def tables(replay: Replay) -> dict[str, torch.Tensor]:
+    return replay.steps(replay.oldest, replay.newest + 1)
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay_files, "ROWS", 16)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 30, 41, 75, 200])
+def test_what_was_saved_comes_back(steps: int, tmp_path: Path) -> None:
+    """Before and after the ring has gone round, whose oldest piece is then half overwritten."""
+    files, replay = ReplayFiles(tmp_path / "replay"), filled(steps)
+    state = files.save(replay, keep=True)
+    again = Replay(80, 2, 4, GAME)
+    ReplayFiles(tmp_path / "replay").load(again, state)
+    assert (again.newest, again.complete) == (replay.newest, replay.complete)
+    for name, table in tables(replay).items():
+        assert torch.equal(tables(again)[name], table), name
+
+
+def test_a_frame_is_written_once(tmp_path: Path) -> None:
+    files = ReplayFiles(tmp_path)
+    first = files.save(filled(20), keep=True)
+    times = {path: os.stat(path).st_mtime_ns for path in tmp_path.iterdir()}
+    second = files.save(filled(38), keep=True)
+    assert second["pieces"][: len(first["pieces"])] == first["pieces"] == [(0, 16), (16, 19)]
+    assert second["pieces"][2:] == [(19, 35), (35, 37)]
+    assert all(os.stat(path).st_mtime_ns == time for path, time in times.items())
+
+
+def test_what_no_checkpoint_needs_goes(tmp_path: Path) -> None:
+    files = ReplayFiles(tmp_path)
+    states = [files.save(filled(steps), keep=True) for steps in (20, 90)]
+    assert states[1]["pieces"][0][0] > 19  # the first ones are older than replay
+    files.sweep(states)
+    assert len(list(tmp_path.iterdir())) == len(states[0]["pieces"]) + len(states[1]["pieces"])
+    files.sweep(states[1:])
+    assert len(list(tmp_path.iterdir())) == len(states[1]["pieces"])
+
+
+@pytest.mark.parametrize("harm", ["cut", "gone", "flipped"])
+def test_damage_is_one_line(harm: str, tmp_path: Path) -> None:
+    files = ReplayFiles(tmp_path)
+    state = files.save(filled(30), keep=True)
+    path = min(tmp_path.iterdir())
+    data = path.read_bytes()
+    if harm == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(data[:-9] if harm == "cut" else data[:40] + bytes([data[40] ^ 1]) + data[41:])
+    with pytest.raises(InputError, match=f"{path.name} cannot be read"):
+        files.load(Replay(80, 2, 4, GAME), state)
