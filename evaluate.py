@@ -41,7 +41,7 @@ def main(args: Sequence[str]) -> int:
             return _evaluate(args)
         except InputError as error:
             print(f"evaluate.py: {error}", file=sys.stderr)
-            return 2
+            return error.exit_code
     except KeyboardInterrupt:  # while the imports run, too, which take seconds
         return 130
 

@@ -29,7 +29,7 @@ def main(args: Sequence[str]) -> int:
             return _run(args)
         except InputError as error:
             print(f"train.py: {error}", file=sys.stderr)
-            return 2
+            return error.exit_code
         except Stopped as stop:
             print(f"train.py: {stop}", file=sys.stderr)
             return stop.exit_code

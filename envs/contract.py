@@ -24,8 +24,10 @@ VOCABULARY = 1000  # word ids that an instruction is made of; 0 stands for no wo
 class InputError(Exception):
     """The user asked for something that cannot be had.
 
-    The message is one line: what was given, what was expected, and the way out. The command line prints it and exits with 2.
+    The message is one line: what was given, what was expected, and the way out. The command line prints it and exits.
     """
+
+    exit_code = 2
 
 
 class GameLost(Exception):  # noqa: N818 - not a fault of the program: games with an engine of their own die now and then

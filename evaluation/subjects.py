@@ -83,10 +83,10 @@ def _find(text: str, policy: str | None, device: str) -> list[Subject]:
     if (path / "weights.safetensors").exists() and (path / "config.json").exists():
         return [_zoo(path, policy, device)]
     if (path / "config.json").exists():
-        saved = checkpoint.checkpoints(path / "checkpoints")
-        if not saved:
+        saved = checkpoint.newest(path / "checkpoints")
+        if saved is None:
             raise InputError(f"{text} has no checkpoint yet; `python train.py resume {text}` trains it")
-        return [_trained(saved[-1], path, path.resolve().name, policy, device)]
+        return [_trained(saved, path, path.resolve().name, policy, device)]
     raise InputError(f"{text!r} is no run, checkpoint or zoo entry, nor random:ID or script:ID; {_nearest(text)}")
 
 

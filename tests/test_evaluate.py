@@ -192,5 +192,5 @@ def test_a_damaged_checkpoint_is_refused(
     (saved / damage).write_bytes(b"not what it was")
     assert evaluate.main([str(saved), "--out", str(tmp_path / "out")]) == 2
     err = capsys.readouterr().err
-    assert re.search(r"no checkpoint that can be read", err)
+    assert "is damaged: it is not what was written" in err
     assert not (tmp_path / "out").exists()

@@ -84,6 +84,20 @@ def test_resume_goes_on_with_counters_scores_and_schedule(capsys: pytest.Capture
     assert "is finished" in capsys.readouterr().err
 
 
+def test_resume_takes_the_newest_whole_checkpoint_and_ends_alike(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["a2c", "--env", "CartPole-v1", *SMALL, "--run-dir", "run"]) == 0
+    saved = checkpoint.checkpoints(Path("run/checkpoints"))
+    whole = {file.name: file.read_bytes() for file in saved[-1].iterdir()}
+    (saved[-1] / "optimizer.safetensors").write_bytes(whole["optimizer.safetensors"][:-1])
+    assert train.main(["resume", "run"]) == 0
+    assert f"{saved[-1].name}/optimizer.safetensors is damaged" in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in saved[-1].iterdir()} == whole
+    for path in checkpoint.checkpoints(Path("run/checkpoints")):
+        (path / "state.json").write_bytes(b"{}")
+    assert train.main(["resume", "run"]) == 3
+    assert "none of the 3 checkpoints in run/checkpoints is whole" in capsys.readouterr().err
+
+
 def test_resume_of_a_run_without_a_checkpoint_starts_it() -> None:
     assert train.main(["a2c", "--env", "CartPole-v1", *SMALL, "--run-dir", "run"]) == 0
     for path in sorted(Path("run/checkpoints").rglob("*"), reverse=True):

@@ -5,13 +5,18 @@
         optimizer.safetensors       the optimiser's moments
         tensors.safetensors         other tensors (generators, target networks)
         state.json                  counters, scores, and where each tensor belongs
+        manifest.json               SHA-256 of each of these files
 
-A checkpoint is written aside, synced to the disk and renamed, so that it is there whole or not at all.
+A checkpoint is written aside, synced to the disk and renamed, so that it is there whole or not at all. What a disk or a copy
+changed later is found by the sums: safetensors reads a flipped bit without a word.
 """
 
+import contextlib
+import hashlib
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +29,16 @@ from torch import Tensor
 from envs.contract import InputError
 from training.scores import WINDOW
 
+FORMAT = 2  # of a checkpoint; 1 held no games, rollout and replay
 KEEP = 3  # newest checkpoints that are kept, beside the best
 _FILES = ("weights", "optimizer")  # top-level parts of a state that have a file of their own; other tensors share one
 _TENSOR = "tensor:"  # marks a string in state.json that stands for a tensor
+
+
+class NoCheckpointError(InputError):
+    """A run has checkpoints, and none of them is whole."""
+
+    exit_code = 3
 
 
 def flatten(state: Any, path: str = "") -> tuple[Any, dict[str, Tensor]]:
@@ -73,6 +85,8 @@ def save(directory: Path, frames: int, state: dict[str, Any]) -> Path:
         part = {path: tensor for path, tensor in tensors.items() if _file_of(path) == name}
         save_file(part, aside / f"{name}.safetensors")
     (aside / "state.json").write_text(json.dumps(plain, indent=1) + "\n")
+    sums = {file.name: _sha256(file) for file in sorted(aside.iterdir())}
+    (aside / "manifest.json").write_text(json.dumps({"format": FORMAT, "sha256": sums}, indent=1) + "\n")
     for file in sorted(aside.iterdir()):
         _sync(file)
     _sync(aside)
@@ -86,12 +100,49 @@ def save(directory: Path, frames: int, state: dict[str, Any]) -> Path:
     return target
 
 
+def verify(checkpoint: Path) -> None:
+    """Compare every file of a checkpoint with its manifest.
+
+    Raises:
+        InputError: the directory is no checkpoint, it is of another version, or a file is missing or is not what was written.
+    """
+    try:
+        manifest = json.loads((checkpoint / "manifest.json").read_text())
+        if manifest["format"] != FORMAT:
+            raise InputError(f"{checkpoint} has format {manifest['format']!r}, and this version reads {FORMAT}")
+        for name in ("state.json", *(f"{part}.safetensors" for part in (*_FILES, "tensors"))):
+            if _sha256(checkpoint / name) != manifest["sha256"][name]:
+                raise InputError(f"{checkpoint / name} is damaged: it is not what was written")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{checkpoint} is no checkpoint that can be read ({type(error).__name__}: {error})") from error
+
+
+def newest(directory: Path, *, quiet: bool = False) -> Path | None:
+    """The newest checkpoint that is whole; those that are not are named on stderr. None where there has been none.
+
+    Raises:
+        NoCheckpointError: there are some, and none of them is whole.
+    """
+    saved = checkpoints(directory)
+    for path in reversed(saved):
+        try:
+            verify(path)
+            return path
+        except InputError as error:
+            if not quiet:
+                print(f"{error}; looking at an older one", file=sys.stderr)
+    if saved:
+        raise NoCheckpointError(f"none of the {len(saved)} checkpoints in {directory} is whole")
+    return None
+
+
 def load(checkpoint: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Read one checkpoint.
 
     Raises:
         InputError: the directory is no checkpoint, or a part of it is missing or damaged.
     """
+    verify(checkpoint)
     try:
         plain = json.loads((checkpoint / "state.json").read_text())
         tensors: dict[str, Tensor] = {}
@@ -123,8 +174,11 @@ def checkpoints(directory: Path) -> list[Path]:
 
 def plain_parts(directory: Path, name: str) -> list[Any]:
     """One part of the state of each checkpoint below a directory that has it, tensors left out."""
-    states = (json.loads((path / "state.json").read_text()) for path in checkpoints(directory))
-    return [state[name] for state in states if name in state]
+    parts = []
+    for path in checkpoints(directory):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # what cannot be read will not be resumed
+            parts.append(json.loads((path / "state.json").read_text())[name])
+    return parts
 
 
 def prune(directory: Path) -> None:
@@ -158,6 +212,10 @@ def write_whole(path: Path, content: str | bytes) -> None:
 def _file_of(path: str) -> str:
     part = path.split("/", 1)[0]
     return part if part in _FILES else "tensors"
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -75,24 +75,24 @@ def finished(run_dir: Path) -> bool:
     _, config, _ = load_config(run_dir / "config.json")
     if (run_dir / "weights.safetensors").exists():
         raise InputError(f"{run_dir} is a trained agent without the run that made it; `evaluate.py {run_dir}` measures it")
-    saved = checkpoint.checkpoints(run_dir / "checkpoints")
-    return bool(saved) and int(saved[-1].name) >= config.total_frames
+    saved = checkpoint.newest(run_dir / "checkpoints", quiet=True)  # `old_run` says it
+    return saved is not None and int(saved.name) >= config.total_frames
 
 
 def old_run(run_dir: Path) -> Run:
-    """Open a run at its newest checkpoint, or at its beginning where it has none.
+    """Open a run at its newest checkpoint that is whole, or at its beginning where it has none.
 
     Raises:
-        InputError: the directory is not a run.
+        InputError: the directory is not a run, or none of its checkpoints is whole.
     """
     algorithm, config, plan = load_config(run_dir / "config.json")
     config = dataclasses.replace(config, run_dir=run_dir)
     pick_device(plan.device)
-    saved = checkpoint.checkpoints(run_dir / "checkpoints")
+    saved = checkpoint.newest(run_dir / "checkpoints")
     envs = _open_envs(config, plan)
     try:
         agent = build_agent(algorithm, config, plan, envs.description)
-        return _begin(config, envs, agent, saved[-1] if saved else None)
+        return _begin(config, envs, agent, saved)
     except BaseException:
         envs.close()
         raise

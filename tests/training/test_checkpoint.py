@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ def test_a_checkpoint_holds_weights_optimizer_and_the_rest_apart(tmp_path: Path)
     path = checkpoint.save(tmp_path, 1_048_576, state)
     assert path == tmp_path / "000001048576"
     assert sorted(file.name for file in path.iterdir()) == [
+        "manifest.json",
         "optimizer.safetensors",
         "state.json",
         "tensors.safetensors",
@@ -124,7 +126,7 @@ def test_a_checkpoint_of_the_same_frame_is_replaced_whole(tmp_path: Path, monkey
     monkeypatch.setattr(Path, "rename", lambda self, target: calls.append(f"rename {target.name}") or rename(self, target))
     monkeypatch.setattr(os, "fsync", lambda descriptor: calls.append("fsync") or fsync(descriptor))
     checkpoint.save(tmp_path, 5, state_of(2.0))
-    files = 4
+    files = 5
     assert calls == [*["fsync"] * (files + 1), "rename .before-000000000005", "rename 000000000005", "fsync", "fsync"]
     assert checkpoint.load(path)["scores"]["mean_100"] == 2.0
     assert list(tmp_path.iterdir()) == [path]
@@ -137,7 +139,10 @@ def test_without_any_score_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert [int(path.name) for path in checkpoint.checkpoints(tmp_path)] == [3, 4, 5]
 
 
-@pytest.mark.parametrize("file", ["state.json", "weights.safetensors", "tensors.safetensors"])
+FILES = ["manifest.json", "optimizer.safetensors", "state.json", "tensors.safetensors", "weights.safetensors"]
+
+
+@pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("share", [0.0, 0.5, None])
 def test_a_part_that_is_missing_or_cut_off_is_refused(tmp_path: Path, file: str, share: float | None) -> None:
     path = checkpoint.save(tmp_path, 5, state_of(1.0))
@@ -146,5 +151,38 @@ def test_a_part_that_is_missing_or_cut_off_is_refused(tmp_path: Path, file: str,
         (path / file).unlink()
     else:
         (path / file).write_bytes(data[: math.floor(share * len(data))])
-    with pytest.raises(InputError, match="no checkpoint that can be read"):
+    with pytest.raises(InputError, match=r"no checkpoint that can be read|is damaged"):
         checkpoint.load(path)
+
+
+def test_no_flipped_bit_is_read(tmp_path: Path) -> None:
+    """A thousand, anywhere in any file; those in names and blanks of the manifest may be harmless, but never change a state."""
+    path = checkpoint.save(tmp_path, 5, state_of(1.0))
+    whole = checkpoint.load(path)
+    draw = random.Random(0)
+    refused = 0
+    for _ in range(1_000):
+        file = path / draw.choice(FILES)
+        data = bytearray(file.read_bytes())
+        kept = bytes(data)
+        data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        file.write_bytes(data)
+        try:
+            assert same(checkpoint.load(path), whole)
+        except InputError:
+            refused += 1
+        file.write_bytes(kept)
+    assert refused > 900
+
+
+def test_the_newest_whole_checkpoint_is_taken_and_it_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [checkpoint.save(tmp_path, frames, state_of(1.0)) for frames in (1, 2, 3)]
+    assert checkpoint.newest(tmp_path) == paths[2]
+    assert checkpoint.newest(tmp_path / "none") is None
+    (paths[2] / "weights.safetensors").write_bytes(b"")
+    assert checkpoint.newest(tmp_path) == paths[1]
+    assert "000000000003/weights.safetensors is damaged" in capsys.readouterr().err
+    for path in paths[:2]:
+        (path / "manifest.json").unlink()
+    with pytest.raises(checkpoint.NoCheckpointError, match="none of the 3 checkpoints"):
+        checkpoint.newest(tmp_path)
