@@ -1,7 +1,6 @@
 """`evaluate.py` as its users meet it."""
 
 import json
-import re
 from pathlib import Path
 
 import av
