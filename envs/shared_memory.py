@@ -15,7 +15,8 @@ from envs.contract import GameDescription, GameProtocol, TimeStep
 RESET = 255  # every slot opens a game at its next step
 CLONE = 253  # answer with a copy of every game that can be copied
 RESTORE = 252  # a message says from where each slot goes on; answer with the slot's group when it is there
-FAILED = 254  # reply byte: a line of JSON that says why follows
+_LENGTH = 8  # bytes before a message that say how long it is
+FAILED = 254  # reply byte: a message that says why follows
 
 
 class SharedMemory:
@@ -57,7 +58,7 @@ class SharedMemory:
 
 
 class Channel:
-    """One-byte signals and one-line JSON messages over a pair of pipes."""
+    """One-byte signals, and JSON messages with their length before them, over a pair of pipes."""
 
     def __init__(self, incoming: int, outgoing: int) -> None:
         """Take two file descriptors."""
@@ -74,19 +75,26 @@ class Channel:
 
     def write_message(self, message: Any) -> None:
         """Send what JSON can say."""
-        data = json.dumps(message).encode() + b"\n"
-        while data:
-            data = data[os.write(self._outgoing, data) :]
+        data = json.dumps(message).encode()
+        left = memoryview(len(data).to_bytes(_LENGTH, "big") + data)
+        while left:
+            left = left[os.write(self._outgoing, left) :]
 
     def read_message(self) -> Any:
         """The next message; an empty dict when the other side is gone."""
-        line = bytearray()
-        while not line.endswith(b"\n"):
-            piece = os.read(self._incoming, 1)
+        length = self._read_whole(_LENGTH)
+        data = self._read_whole(int.from_bytes(length, "big")) if length else b""
+        return json.loads(data) if data else {}
+
+    def _read_whole(self, size: int) -> bytes:
+        """So many bytes; none when the other side is gone."""
+        data = bytearray()
+        while len(data) < size:
+            piece = os.read(self._incoming, size - len(data))
             if not piece:
-                return {}
-            line += piece
-        return json.loads(line)
+                return b""
+            data += piece
+        return bytes(data)
 
     def close(self) -> None:
         """Close both ends: the other side reads end-of-file."""

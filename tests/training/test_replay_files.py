@@ -59,6 +59,23 @@ def test_a_frame_is_written_once(tmp_path: Path) -> None:
     assert all(os.stat(path).st_mtime_ns == time for path, time in times.items())
 
 
+def test_a_checkpoint_that_not_every_run_makes_moves_no_piece(tmp_path: Path) -> None:
+    """A run was stopped after 20 steps and not after 30; both write the same pieces at 38."""
+    stopped, whole = ReplayFiles(tmp_path / "stopped"), ReplayFiles(tmp_path / "whole")
+    between = stopped.save(filled(20), keep=False)
+    again = ReplayFiles(tmp_path / "stopped")
+    again.load(Replay(80, 2, 4, GAME), between)
+    expected = whole.save(filled(38), keep=True)["pieces"]
+    assert stopped.save(filled(38), keep=True)["pieces"] == again.save(filled(38), keep=True)["pieces"] == expected
+
+
+def test_old_steps_do_not_take_the_place_of_new_ones() -> None:
+    replay, before = filled(60), filled(60)
+    replay.put_steps(0, filled(35).steps(0, 34))
+    for name, table in tables(before).items():
+        assert torch.equal(tables(replay)[name], table), name
+
+
 def test_what_no_checkpoint_needs_goes(tmp_path: Path) -> None:
     files = ReplayFiles(tmp_path)
     states = [files.save(filled(steps), keep=True) for steps in (20, 90)]
