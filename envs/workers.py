@@ -367,6 +367,7 @@ class _WorkerProcess(Channel):
         Raises:
             InputError: nothing that can be played.
         """
+        self._await(HANG_SECONDS * sum(map(len, self.slots)))  # each of its games may take long to make
         return description_from(self.read_message())
 
     def map_memory(self, num_envs: int, description: GameDescription) -> None:

@@ -90,6 +90,14 @@ class LongToOpen(Squares):
         return picture, info
 
 
+class LongToMake(Squares):
+    """Takes half a second to make."""
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        super().__init__(render_mode)
+        time.sleep(0.5)
+
+
 class Stuck(Squares):
     """Its second step takes a minute."""
 
@@ -126,5 +134,5 @@ class Unborn(Squares):
         return super().reset(seed=seed)
 
 
-for kind in (Squares, Unseen, Failing, Refused, LongToOpen, Stuck, Lost, Doomed, Unborn):
+for kind in (Squares, Unseen, Failing, Refused, LongToOpen, LongToMake, Stuck, Lost, Doomed, Unborn):
     gymnasium.register(f"{kind.__name__}-v0", f"tests.envs.own_games:{kind.__name__}", disable_env_checker=True)

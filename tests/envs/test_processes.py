@@ -224,6 +224,12 @@ def test_opening_games_has_time_for_each_of_them():
             envs.send(np.zeros(4, int), 0)
 
 
+def test_making_games_has_time_for_each_of_them(monkeypatch):
+    monkeypatch.setattr("envs.workers.HANG_SECONDS", 2.0)
+    with WorkerEnvs("tests.envs.own_games:LongToMake-v0", 6, num_workers=1) as envs:
+        assert len(envs.tasks) == 6
+
+
 def test_a_worker_that_dies_now_and_then_is_started_anew_each_time():
     with WorkerEnvs("tests.envs.own_games:Doomed-v0", 2, num_workers=1, restart=True) as envs:
         envs.reset([[1], [2]])
