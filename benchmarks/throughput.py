@@ -160,18 +160,22 @@ class Bench:
         """Steps a second of our workers with random actions and nothing learned."""
         with self.open() as envs:
             envs.reset([[seed] for seed in game_seeds(0, 1, range(self.num_envs))])
-            actions = np.random.default_rng(0).integers(envs.description.num_actions, size=(997, self.num_envs))
-            step = 0
+            return self.play(envs, seconds)
 
-            def play() -> int:
-                nonlocal step
-                step += 1
-                for group, slots in enumerate(envs.groups):
-                    envs.recv(group)
-                    envs.send(actions[step % len(actions), slots], group)
-                return self.num_envs
+    def play(self, envs: WorkerEnvs, seconds: float) -> float:
+        """The same of games that are open, a step of every group under way before and after."""
+        actions = np.random.default_rng(0).integers(envs.description.num_actions, size=(997, self.num_envs))
+        step = 0
 
-            return rate(play, seconds)
+        def play() -> int:
+            nonlocal step
+            step += 1
+            for group, slots in enumerate(envs.groups):
+                envs.recv(group)
+                envs.send(actions[step % len(actions), slots], group)
+            return self.num_envs
+
+        return rate(play, seconds)
 
     def agent(self) -> Any:
         """An agent, as a run builds it."""
@@ -239,20 +243,24 @@ class Bench:
     def train(self) -> float:
         """Steps a second of our training loop."""
         with self.open() as envs:
-            agent = build_agent(self.case.algorithm, self.config, self.plan, envs.description)
             envs.reset([[seed] for seed in game_seeds(0, 1, range(self.num_envs))])
-            loop = Turns(envs, agent, Clock())
-            while not agent.updates:
-                next(loop)
+            return rate(self.trainer(envs), self.seconds)
 
-            def work() -> int:
-                before = agent.steps
-                for turn in islice(loop, 4096):
-                    if turn.metrics is not None:
-                        break
-                return agent.steps - before
+    def trainer(self, envs: WorkerEnvs) -> Callable[[], int]:
+        """Something that trains up to the next update, or its report, and returns the steps of it; the first is made."""
+        agent = build_agent(self.case.algorithm, self.config, self.plan, envs.description)
+        loop = Turns(envs, agent, Clock())
+        while not agent.updates:
+            next(loop)
 
-            return rate(work, self.seconds)
+        def work() -> int:
+            before = agent.steps
+            for turn in islice(loop, 4096):
+                if turn.metrics is not None:
+                    break
+            return agent.steps - before
+
+        return work
 
 
 def _outputs(agent: Any, network: nn.Module, seen: Inputs) -> tuple[Tensor, ...]:
