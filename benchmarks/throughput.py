@@ -5,7 +5,8 @@
 A step is one agent step. Where stable-baselines3 stands beside ours, both play 8 games of `BerzerkNoFrameskip-v0` with sticky
 actions, see stacks of four 84x84 images, and run the same update schedule. The limit is `1 / (1/e + 1/f + k/l)`:
 
-    e   steps a second of the games alone, random actions, nothing learned: ours or ale-py's AtariVectorEnv, whichever is faster
+    e   steps a second of the games alone on every core, random actions, nothing learned: ours or ale-py's AtariVectorEnv,
+        whichever is faster
     f   observations a second that pass forward through the network, in batches of a group, on every core at once
     l   samples a second of gradient steps (forward, backward, optimiser), in batches of the run's size, shared as in training
     k   samples that are learned from for each step
@@ -122,6 +123,7 @@ class Bench:
         self.config: RunConfig[Any] = RunConfig(case.env, agent, device=options.device, precision=options.precision)
         self.num_envs: int = self.config.agent.num_envs
         self.plan: Plan = plan_of(self.config)
+        self.players = min(usable_cores(), self.num_envs // self.plan.groups)  # workers of the games alone
 
     def measure(self) -> dict[str, float]:
         """Rates of one round, by name."""
@@ -131,7 +133,7 @@ class Bench:
             rates["AtariVectorEnv"] = vector_env_rate(self.case.env, self.num_envs, part)
         rates |= {"forward": self.forward(part), "learn": self.learn(part), "ours": self.train()}
         fastest = max(rates["games"], rates.get("AtariVectorEnv", 0))
-        if self.plan.device == "cpu" and self.plan.workers >= usable_cores():  # every part has the whole machine
+        if self.plan.device == "cpu" and self.players >= usable_cores():  # every part has the whole machine
             rates["limit"] = 1 / (1 / fastest + 1 / rates["forward"] + self.samples_per_step / rates["learn"])
         if self.case.sb3 is not None:
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _be_quiet) as pool:
@@ -152,13 +154,13 @@ class Bench:
             return int(agent.batch_size)
         return int(agent.num_envs * agent.rollout_steps // getattr(agent, "minibatches", 1))
 
-    def open(self) -> WorkerEnvs:
-        """The games, as a run opens them."""
-        return WorkerEnvs(self.case.env, self.num_envs, num_groups=self.plan.groups, num_workers=self.plan.workers)
+    def open(self, workers: int | None = None) -> WorkerEnvs:
+        """The games, as a run opens them, or in as many workers."""
+        return WorkerEnvs(self.case.env, self.num_envs, num_groups=self.plan.groups, num_workers=workers or self.plan.workers)
 
     def games(self, seconds: float) -> float:
-        """Steps a second of our workers with random actions and nothing learned."""
-        with self.open() as envs:
+        """Steps a second of our workers with random actions and nothing learned, on every core."""
+        with self.open(self.players) as envs:
             envs.reset([[seed] for seed in game_seeds(0, 1, range(self.num_envs))])
             return self.play(envs, seconds)
 
