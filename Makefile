@@ -7,7 +7,7 @@ BIN := .venv/bin
 DEMO := runs/demo
 DEMO_FRAMES ?= 3M
 
-.PHONY: setup demo test test-long lint mutants bench
+.PHONY: setup demo test test-long lint mutants bench chaos soak
 
 setup: .venv/installed
 
@@ -44,5 +44,15 @@ test-long: lint
 mutants: setup
 	$(BIN)/python -m tests.mutants
 
+# The long versions of what keeps runs safe: 204 kills, a million damaged files for each reader, three thousand command lines.
+chaos: setup
+	$(BIN)/python -m pytest --quiet -p no:xdist --kills 34 --inputs 1000000 --command-lines 3000 \
+		tests/test_resume.py tests/test_hostile.py tests/test_command_lines.py tests/training/test_crash.py \
+		tests/training/test_disk.py tests/training/test_non_finite.py tests/training/test_fuzz.py
+
+soak: setup
+	$(BIN)/python benchmarks/soak.py
+
 bench: setup
 	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/scaling.py

@@ -30,6 +30,8 @@ class Options:
     """Where scores.json, report.html and the videos go; videos/<run> where not given."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the networks are computed."""
+    env: str | None = None
+    """An id with code of its own (package.module:Id-v0) that an agent's config names: you trust it, and it is imported."""
 
 
 def main(args: Sequence[str]) -> int:
@@ -51,10 +53,13 @@ def _evaluate(args: Sequence[str]) -> int:
 
     from evaluation import session
     from training import command_line
+    from training.config import check_path
 
     options = command_line.parse(Options, args, prog="evaluate.py")
+    if options.out is not None:
+        check_path("--out", options.out)
     session.check(options.runs, options.episodes, options.videos, options.blind_games, options.seed)
-    subjects = session.find_all(options.runs, options.policy, options.device)
+    subjects = session.find_all(options.runs, options.policy, options.device, options.env)
     out = options.out or session.default_out(subjects)
     console = Console()
     session.run(

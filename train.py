@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 USAGE = """\
 usage: python train.py {{{algorithms}}} --env ID [flags]    train a new agent
        python train.py ALGORITHM --env ID --help         every flag, with the values that would run
-       python train.py resume DIR                        go on with a run
+       python train.py resume DIR [--env ID]             go on with a run
        python train.py doctor                            what is installed here, and what mends what is not
 
   --env Berzerk-v0, Bowling-v0 (screen images), Bowling-ram-v0 (RAM), ALE/<Game>-v5; VizdoomBasic-v1, MiniWorld-Hallway-v0,
@@ -95,21 +95,31 @@ def _train(algorithm: str, args: Sequence[str]) -> int:
 def _resume(args: Sequence[str]) -> int:
     from agents.registry import ALGORITHMS
     from envs.contract import InputError
-    from training import start
+    from training import command_line, start
+    from training.config import check_path
 
     if list(args) in (["-h"], ["--help"]):
         print(USAGE.format(algorithms="|".join(ALGORITHMS)))
         return 0
-    if len(args) != 1:
+    env = command_line.flag(args, "--env")
+    rest = [word for at, word in enumerate(args) if word != "--env" and args[at - 1] != "--env" and word != f"--env={env}"]
+    if len(rest) != 1:
         raise InputError("resume: expected one run directory, as in `python train.py resume runs/Bowling-ram-v0-ppo-s1`")
-    run_dir = Path(args[0])
-    if start.finished(run_dir):
+    check_path("resume", rest[0])
+    run_dir = Path(rest[0])
+    if start.finished(run_dir, env):
         print(f"{run_dir} is finished; `python evaluate.py {run_dir}` measures it", file=sys.stderr)
         return 0
-    run = start.old_run(run_dir)
+    run = start.old_run(run_dir, env)
     if run.envs.strays:
         print(
             f"{len(run.envs.strays)} of {run.envs.num_envs} games went another way when they were played again; "
+            "from here on the run is another one than if it had not been stopped",
+            file=sys.stderr,
+        )
+    if run.agent.replay is not None and run.agent.replay.first:
+        print(
+            "replay was not saved, as --no-save-replay asked for; it fills again before anything is learned, and "
             "from here on the run is another one than if it had not been stopped",
             file=sys.stderr,
         )

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from agents.replay import Replay
 from envs.contract import GameDescription, TimeStep
@@ -39,15 +40,29 @@ class Player(Protocol):
         """Look at one more step of all its environments; `played` (N,) are the actions that led to it, if any did."""
 
 
+class NonFiniteError(Exception):
+    """A number that training would carry into the weights is not finite."""
+
+    def __init__(self, what: str, batch: dict[str, Tensor]) -> None:
+        """Say what it is and keep what it came from."""
+        super().__init__(f"{what} is not finite")
+        self.batch = batch
+
+
+class BrokenOff(Exception):  # noqa: N818 - not an error: it was asked for
+    """An update was broken off and undone: `learn` is to be called again."""
+
+
 class Agent(Protocol):
     """Learns from N environments, a group of them at a time.
 
-    For each group in turn: `observe` what its last actions brought, then, unless `holds`, `act`. An agent `holds` while it
-    needs the other groups' steps before it may act again (a rollout ends for all groups at once).
+    For each group in turn: `observe` what its last actions brought, `learn`, then, unless `holds`, `act`. An agent `holds`
+    while it needs the other groups' steps before it may act again (a rollout ends for all groups at once).
     """
 
     frames: int  # emulator frames observed
     steps: int  # agent steps observed
+    hurry: bool  # set from outside: a long update is to be broken off
 
     @property
     def replay(self) -> Replay | None:
@@ -60,10 +75,17 @@ class Agent(Protocol):
     def act(self, timestep: TimeStep, slots: slice) -> NDArray[np.int64]:
         """Choose actions for a group: (slots,)."""
 
-    def observe(self, timestep: TimeStep, slots: slice) -> dict[str, float] | None:
-        """Take in a group's step, and learn if it is time to.
+    def observe(self, timestep: TimeStep, slots: slice) -> None:
+        """Take in a group's step."""
+
+    def learn(self) -> dict[str, float] | None:
+        """Learn if it is time to.
 
         Returns metrics where there are some, which is also a good moment for a checkpoint: at the end of a rollout, say.
+
+        Raises:
+            NonFiniteError: a loss or a gradient is not finite. The weights are worth nothing then.
+            BrokenOff: it was told to `hurry`, and is as it was before.
         """
 
     def state_dict(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from agents.agent import Setting
+from agents.agent import NonFiniteError, Setting
 from agents.networks import Inputs, QNetwork
 from agents.normalize import Kind, RewardTransform
 from agents.player import NetworkPlayer
@@ -129,6 +129,7 @@ class DQN:
         """
         self.config, self.setting = config, setting
         self.frames = self.steps = self.updates = 0
+        self.hurry = False  # no update of this agent is long
         torch.manual_seed(setting.seed)  # the initial weights are drawn from the global generator
         game = setting.game
         self.network = QNetwork(game, config.frame_stack, config.torso).to(setting.device)
@@ -140,7 +141,8 @@ class DQN:
         self.target = copy.deepcopy(self.shards.network).requires_grad_(False)
         self.generator = torch.Generator().manual_seed(setting.seed)
         self.rewards = RewardTransform(config.reward, config.reward_scale, config.discount, setting.num_envs)
-        steps = math.ceil(setting.total_frames / np.mean(game.protocol.frame_skip))  # that the run will fill, about
+        self._frames_a_step = float(np.mean(game.protocol.frame_skip))
+        steps = math.ceil(setting.total_frames / self._frames_a_step)  # that the run will fill, about
         if steps <= config.n_step * setting.num_envs:
             raise InputError(
                 f"--n-step {config.n_step}: the run has only {steps // setting.num_envs} steps a game; take more --total-frames"
@@ -156,6 +158,12 @@ class DQN:
     def holds(self) -> bool:
         """Never: replay takes groups as they come."""
         return False
+
+    @property
+    def filling(self) -> bool:
+        """Whether replay fills before the first update, or anew in a run that went on without what it had."""
+        held = (self.replay.newest - self.replay.first) * self.setting.num_envs * self._frames_a_step
+        return self.frames < self.start_frames or (self.replay.first > 0 and held < self.start_frames)
 
     @property
     def start_frames(self) -> float:
@@ -185,8 +193,8 @@ class DQN:
         self.replay.actions[t % self.replay.rows, slots] = actions
         return actions.numpy()
 
-    def observe(self, timestep: TimeStep, slots: slice) -> dict[str, float] | None:
-        """Store what the last actions brought, and make the updates that are due."""
+    def observe(self, timestep: TimeStep, slots: slice) -> None:
+        """Store what the last actions brought."""
         self.frames += int(timestep.frames.sum())
         played = int((~timestep.is_first).sum())
         self.steps += played
@@ -196,12 +204,15 @@ class DQN:
         t = self._times[slots.start] = t + 1
         self.replay.put_frame(t, slots, *map(torch.from_numpy, (timestep.observation, timestep.extra, timestep.is_first)))
         self.replay.newest, self.replay.complete = max(self._times.values()), max(0, min(self._times.values()))
-        filling = self.frames < self.start_frames
-        if not filling:
+        if not self.filling:
             self._credit += played
+
+    def learn(self) -> dict[str, float] | None:
+        """Make the updates that are due."""
+        if not self.filling:
             self._learn()
         over = self.frames >= self.setting.total_frames
-        return self._report() if over or filling or len(self._losses) >= _REPORT_UPDATES else None
+        return self._report() if over or self.filling or len(self._losses) >= _REPORT_UPDATES else None
 
     def _note_outcome(self, t: int, timestep: TimeStep, slots: slice) -> None:
         terminated = timestep.terminated | timestep.life_lost if self.config.end_on_life_loss else timestep.terminated
@@ -209,10 +220,16 @@ class DQN:
         self.replay.put_outcome(t, slots, *map(torch.from_numpy, outcome))
 
     def _learn(self) -> None:
-        span = self.replay.span(self.config.n_step)
-        while self._credit >= self.config.update_steps and span[0] < span[1]:
-            self._credit -= self.config.update_steps
-            self._losses.append(self._update(*self.replay.draw(self.config.batch_size, span, self.generator)))
+        config, span = self.config, self.replay.span(self.config.n_step)
+        batch = None
+        while self._credit >= config.update_steps and span[0] < span[1]:
+            self._credit -= config.update_steps
+            batch = self.replay.draw(config.batch_size, span, self.generator)
+            self._losses.append(self._update(*batch))
+        # What is not finite stays so, so the last update tells of all.
+        if batch is not None and not self._losses[-1].isfinite().all():
+            fields = self.replay.transitions(*batch, config.n_step, config.discount)
+            raise NonFiniteError(f"loss or gradient of update {self.updates}", fields._asdict())
         if self.frames - self._target_frames >= self.target_period:
             self.target.load_state_dict(self.shards.network.state_dict())
             self._target_frames = self.frames

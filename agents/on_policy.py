@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -10,13 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from agents.agent import Setting
+from agents.agent import NonFiniteError, Setting
 from agents.networks import ActorCritic, Inputs
 from agents.normalize import Kind, RewardTransform
 from agents.player import NetworkPlayer
 from agents.rollout import Rollout, generalized_advantages
 from agents.schedules import linear
 from agents.shards import Shards, SharedOptimizer, Threads
+from agents.storage import check_room
 from agents.torch_setup import autocast
 from envs.contract import GameDescription, InputError, TimeStep
 
@@ -94,16 +96,17 @@ def policy_terms(logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class OnPolicyAgent(ABC):
-    """Collects rollouts and learns from each once."""
+    """Collects rollouts and learns from each."""
 
     def __init__(self, config: OnPolicyConfig, setting: Setting) -> None:
         """Build the network, the optimiser and the rollout's storage.
 
         Raises:
-            InputError: a rollout is not a whole number of `memory_steps`.
+            InputError: a rollout is not a whole number of `memory_steps`, or does not fit into memory.
         """
         self.config, self.setting = config, setting
         self.frames = self.steps = self.updates = 0
+        self.hurry = False
         torch.manual_seed(setting.seed)  # the initial weights are drawn from the global generator
         game = setting.game
         self.network = ActorCritic(game, config.frame_stack, config.torso, config.memory).to(setting.device)
@@ -119,9 +122,13 @@ class OnPolicyAgent(ABC):
                 f"--memory-steps {chunk}: a rollout of {config.rollout_steps} steps cannot be divided by it; take {fits}"
             )
         state_size = self.network.state_size
-        self.rollout = Rollout(
-            config.rollout_steps, setting.num_envs, config.frame_stack, game, setting.device, chunk, state_size
+        rollout = partial(
+            Rollout, config.rollout_steps, setting.num_envs, config.frame_stack, game, chunk=chunk, state=state_size
         )
+        what = f"a rollout of {config.rollout_steps:,} steps in each of {setting.num_envs:,} games"
+        size = rollout(device=torch.device("meta")).size
+        check_room(what, size, "take fewer --rollout-steps or --num-envs", setting.device)
+        self.rollout = rollout(device=setting.device)
         self.state = torch.zeros((setting.num_envs, state_size), device=setting.device)  # the memory's, before the next step
         self._times = {group.start: -1 for group in setting.groups}  # each group's step in the rollout
         self._began = 0  # frames when the rollout was begun
@@ -164,8 +171,8 @@ class OnPolicyAgent(ABC):
                 self.state[slots] = state
             return actions[:, 0].cpu().numpy()
 
-    def observe(self, timestep: TimeStep, slots: slice) -> dict[str, float] | None:
-        """Note what the last actions brought; at the end of a rollout, learn."""
+    def observe(self, timestep: TimeStep, slots: slice) -> None:
+        """Note what the last actions brought."""
         self.frames += int(timestep.frames.sum())
         self.steps += int((~timestep.is_first).sum())
         t = self._times[slots.start]
@@ -174,9 +181,6 @@ class OnPolicyAgent(ABC):
         t = self._times[slots.start] = t + 1
         given = (timestep.observation, timestep.extra, timestep.reward, timestep.is_first)
         self.rollout.put_step(t, slots, *map(self._tensor, given))
-        if any(time < self.config.rollout_steps for time in self._times.values()):
-            return None
-        return self._learn()
 
     def _note_outcome(self, t: int, timestep: TimeStep, slots: slice) -> None:
         terminated = timestep.terminated | timestep.life_lost if self.config.end_on_life_loss else timestep.terminated
@@ -186,18 +190,25 @@ class OnPolicyAgent(ABC):
     def _tensor(self, array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(array).to(self.setting.device)
 
-    def _learn(self) -> dict[str, float]:
+    def learn(self) -> dict[str, float] | None:
+        """Learn at the end of a rollout, and begin the next."""
+        if any(time < self.config.rollout_steps for time in self._times.values()):
+            return None
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
         batch = self._batch()
         metrics = self.update(batch)
         self.updates += 1
         variance = explained_variance(batch.values, batch.returns, batch.weights)
+        names = [*metrics, "value/explained_variance"]
+        values = torch.stack([*metrics.values(), variance]).tolist()  # one wait for the device, not one a metric
+        if not all(map(math.isfinite, values)):
+            wrong = ", ".join(name for name, value in zip(names, values, strict=True) if not math.isfinite(value))
+            raise NonFiniteError(f"{wrong} of update {self.updates}", {**self.rollout.tables, **batch._asdict()})
         self.rollout.carry_over()
         self._times = dict.fromkeys(self._times, 0)
         self._began = self.frames
-        values = torch.stack([*metrics.values(), variance]).tolist()  # one wait for the device, not one a metric
-        return {**dict(zip([*metrics, "value/explained_variance"], values, strict=True)), "learning_rate": group["lr"]}
+        return {**dict(zip(names, values, strict=True)), "learning_rate": group["lr"]}
 
     def _batch(self) -> Batch:
         """The rollout with its advantages."""
@@ -233,12 +244,25 @@ class OnPolicyAgent(ABC):
         self.shards.refresh()
         return {**metrics, "gradient/norm": norm}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Weights, optimiser, counters, reward moments, the generator, the memory, and the rollout as far as it is."""
+    def learned(self) -> dict[str, Any]:
+        """What an update changes: weights, optimiser, and the generator that shuffles."""
         return {
             "weights": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
+        }
+
+    def load_learned(self, state: dict[str, Any]) -> None:
+        """Take back what `learned` returned."""
+        self.network.load_state_dict(state["weights"])
+        self.shards.refresh()
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was learned, counters, reward moments, the memory, and the rollout as far as it is."""
+        return {
+            **self.learned(),
             "rewards": self.rewards.state_dict(),
             "counters": {"frames": self.frames, "steps": self.steps, "updates": self.updates, "began": self._began},
             "times": self._times,
@@ -248,10 +272,7 @@ class OnPolicyAgent(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back a state."""
-        self.network.load_state_dict(state["weights"])
-        self.shards.refresh()
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"])
+        self.load_learned(state)
         self.rewards.load_state_dict(state["rewards"])
         counters = (state["counters"][name] for name in ("frames", "steps", "updates", "began"))
         self.frames, self.steps, self.updates, self._began = counters

@@ -12,13 +12,14 @@ What differs from the paper:
 6. `--memory` puts a recurrent cell in front of policy and value; a minibatch is then made of whole chunks of steps.
 """
 
+import copy
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from agents.agent import Setting
+from agents.agent import BrokenOff, Setting
 from agents.on_policy import Batch, OnPolicyAgent, OnPolicyConfig, masked_mean, policy_terms
 from envs.contract import InputError
 
@@ -99,11 +100,20 @@ class PPO(OnPolicyAgent):
         return torch.optim.Adam(weights, lr=self.config.learning_rate, eps=1e-5, fused=True)
 
     def update(self, rollout: Batch) -> dict[str, Tensor]:
-        """Learn from a rollout; metrics are means over all minibatches."""
+        """Learn from a rollout; metrics are means over all minibatches.
+
+        Raises:
+            BrokenOff: the agent is to hurry; nothing was learned.
+        """
         seen: list[dict[str, Tensor]] = []
+        before = copy.deepcopy(self.learned())
         for _ in range(self.config.epochs):
             order = torch.randperm(self.rollout.num_units, generator=self.generator, device=self.setting.device)
-            seen += [self.gradient_step(rollout, units) for units in order.tensor_split(self.config.minibatches)]
+            for units in order.tensor_split(self.config.minibatches):
+                if self.hurry:
+                    self.load_learned(before)
+                    raise BrokenOff
+                seen.append(self.gradient_step(rollout, units))
         return {name: torch.stack([metrics[name] for metrics in seen]).mean() for name in seen[0]}
 
     def loss(self, logits: Tensor, values: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -8,15 +8,14 @@
 A window of n steps stops early at an end; at a truncation or a lost episode it takes the value of the last state it saw.
 """
 
-import os
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from agents.frames import gather_stacks, next_age
-from envs.contract import GameDescription, InputError
+from agents.storage import check_room, steps_that_fit
+from envs.contract import GameDescription
 
 
 class Transitions(NamedTuple):
@@ -44,11 +43,14 @@ class Replay:
             InputError: it would need more memory than is free.
         """
         self.num_envs, self.depth = num_envs, depth
+        self.first = 0  # first step that was ever put; later where a run went on without what it had in replay
         self.newest = -1  # last step whose frame was put for any environment
         self.complete = 0  # first step that may still change: an environment's newest, whose outcome is not there yet
         self.rows = max(-(-capacity // num_envs), depth + n_step + 1)
         dtype = getattr(torch, game.observation_dtype)
-        check_memory(self.rows * num_envs, bytes_per_step(game.observation_shape, dtype, game.extra_size))
+        steps, each = self.rows * num_envs, bytes_per_step(game.observation_shape, dtype, game.extra_size)
+        what = f"replay of {steps:,} steps ({each:,} bytes each)"
+        check_room(what, steps * each, f"--capacity {steps_that_fit(each)} fits")
         self.frames = torch.empty((self.rows, num_envs, *game.observation_shape), dtype=dtype)
         self.extra = torch.empty((self.rows, num_envs, game.extra_size))
         self.rewards = torch.zeros((self.rows, num_envs))
@@ -76,7 +78,7 @@ class Replay:
     @property
     def oldest(self) -> int:
         """First step that is still there for every environment."""
-        return max(0, self.newest - self.rows + 1)
+        return max(self.first, self.newest - self.rows + 1)
 
     def span(self, n: int) -> tuple[int, int]:
         """First step that may be sampled, and the first that may no more; the frame after the n rewards has to be there."""
@@ -85,6 +87,11 @@ class Replay:
     @property
     def _tables(self) -> dict[str, Tensor]:
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    @property
+    def bytes_a_row(self) -> int:
+        """Memory of one step of every environment."""
+        return sum(table[0].nbytes for table in self._tables.values())
 
     def steps(self, start: int, stop: int) -> dict[str, Tensor]:
         """All that is held of some steps: copies of (stop - start, N, ...) of each table."""
@@ -133,28 +140,3 @@ def bytes_per_step(shape: tuple[int, ...], dtype: torch.dtype, extra: int = 0) -
     """Memory of one step in bytes: its frame, the numbers beside it, reward, age, action and three flags."""
     frame = torch.Size(shape).numel() * dtype.itemsize
     return frame + 4 * extra + 4 + 1 + 2 + 3
-
-
-def check_memory(steps: int, bytes_a_step: int) -> None:
-    """Refuse a replay that does not fit.
-
-    Raises:
-        InputError: it needs more than nine tenths of what is free.
-    """
-    need, free = steps * bytes_a_step, free_memory()
-    if free is not None and need > 0.9 * free:
-        fits = int(0.9 * free) // bytes_a_step // 1000 * 1000
-        raise InputError(
-            f"replay of {steps:,} steps needs {need / 1e9:.1f} GB ({bytes_a_step:,} bytes each) "
-            f"and {free / 1e9:.1f} GB are free; --capacity {max(fits, 1000)} fits"
-        )
-
-
-def free_memory() -> int | None:
-    """Bytes that can be taken without swapping; None where the system does not say."""
-    table = Path("/proc/meminfo")
-    if table.exists():
-        fields = dict(line.split(":", 1) for line in table.read_text().splitlines())
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    names = getattr(os, "sysconf_names", {})
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if "SC_AVPHYS_PAGES" in names else None

@@ -72,6 +72,16 @@ class Rollout:
         self.terminated, self.ends = table(torch.bool), table(torch.bool)
 
     @property
+    def tables(self) -> dict[str, Tensor]:
+        """Everything that is stored, by name."""
+        return {name: table for name, table in vars(self).items() if isinstance(table, Tensor)}
+
+    @property
+    def size(self) -> int:
+        """Memory in bytes."""
+        return sum(table.nbytes for table in self.tables.values())
+
+    @property
     def actions(self) -> Tensor:
         """(T, N), the last action of the step after each."""
         return self.last_actions[1:]
@@ -128,8 +138,7 @@ class Rollout:
         """The rows that are in use, if `newest` is the last step that was put for any environment."""
         frames = newest + self.depth
         rows = {"frames": frames, "age": frames, "last_actions": newest + 2, "states": newest // self.chunk + 1}
-        tables = {name: table for name, table in vars(self).items() if isinstance(table, Tensor)}
-        return {name: table[: rows.get(name, newest + 1)].clone() for name, table in tables.items()}
+        return {name: table[: rows.get(name, newest + 1)].clone() for name, table in self.tables.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take back the rows that were in use."""

@@ -29,6 +29,10 @@ class InputError(Exception):
 
     exit_code = 2
 
+    def __str__(self) -> str:
+        """The message; what is no letter, because a file or a user says so, cannot break the line or speak to the terminal."""
+        return "".join(each if each.isprintable() else repr(each)[1:-1] for each in super().__str__())
+
 
 class GameLost(Exception):  # noqa: N818 - not a fault of the program: games with an engine of their own die now and then
     """A game's engine died or hangs. Its worker process is started anew, and the episode counts as lost."""

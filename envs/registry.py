@@ -47,6 +47,11 @@ def _own_family(name: str) -> str | None:
     return next((family for prefix, family in _BY_PREFIX.items() if name.startswith(prefix)), None)
 
 
+def brings_code(env_id: str) -> bool:
+    """Whether an id names a module that is imported to play it, or a file that an engine reads."""
+    return ":" in env_id or env_id.startswith("doom/")
+
+
 def is_world(env_id: str) -> bool:
     """Whether an id is of a 3D world, seen through the player's eyes."""
     return _own_family(env_id) in _BY_PREFIX.values()

@@ -36,7 +36,7 @@ def check(runs: Sequence[str], episodes: int, videos: int, blind_games: int, see
         raise InputError(f"--videos {videos} --blind-games {blind_games} --seed {seed}: expected 0 or more")
 
 
-def find_all(runs: Sequence[str], policy: str | None, device: str) -> list[Subject]:
+def find_all(runs: Sequence[str], policy: str | None, device: str, trusted: str | None = None) -> list[Subject]:
     """Every subject that the words on the command line name, each with a name of its own.
 
     Random play and scripts follow the rules of the first agent that plays the same game.
@@ -44,7 +44,7 @@ def find_all(runs: Sequence[str], policy: str | None, device: str) -> list[Subje
     pick_device(device)  # refused before anything is played
     found: list[Subject] = []
     for run in dict.fromkeys(runs):
-        tasks = subjects.find(run, policy=policy, device=device)
+        tasks = subjects.find(run, policy=policy, device=device, trusted=trusted)
         suites = [subject.suite for subject in found if subject.suite]
         found += [replace(each, suite=each.suite and _free_name(each.suite, suites)) for each in tasks]
     rules = {subject.env: subject.options for subject in reversed(found) if subject.algorithm not in UNLEARNED}

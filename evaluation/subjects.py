@@ -19,7 +19,7 @@ from envs import atari, registry
 from envs.contract import GameDescription, InputError, ProtocolOptions
 from evaluation.blind import replay, script_player, scripts_for
 from training import checkpoint
-from training.config import load_config
+from training.config import check_path, load_config
 
 MakePlayer = Callable[[GameDescription, int], Player]
 ZOO = Path("zoo")
@@ -51,13 +51,15 @@ class Subject:
     """What all tasks together are called, where this is one of several that one agent plays."""
 
 
-def find(text: str, *, policy: str | None, device: str) -> list[Subject]:
+def find(text: str, *, policy: str | None, device: str, trusted: str | None = None) -> list[Subject]:
     """The subjects that a word on the command line names: one, each script of a game, or one for each task of an id.
+
+    `trusted` is an id that the user has named: only then is a module imported that a run's config names.
 
     Raises:
         InputError: it names none; the message gives the nearest that exists.
     """
-    return [task for subject in _find(text, policy, device) for task in _each_task(subject)]
+    return [task for subject in _find(text, policy, device, trusted) for task in _each_task(subject)]
 
 
 def _each_task(subject: Subject) -> list[Subject]:
@@ -70,7 +72,8 @@ def _each_task(subject: Subject) -> list[Subject]:
     ]
 
 
-def _find(text: str, policy: str | None, device: str) -> list[Subject]:
+def _find(text: str, policy: str | None, device: str, trusted: str | None) -> list[Subject]:
+    check_path("RUN", text)
     kind, _, env = text.partition(":")
     if kind == "random":
         return [_random(env)]
@@ -79,14 +82,14 @@ def _find(text: str, policy: str | None, device: str) -> list[Subject]:
     path = Path(text)
     if (path / "state.json").exists():
         run_dir = path.resolve().parent.parent
-        return [_trained(path, run_dir, f"{run_dir.name}@{path.resolve().name.lstrip('0')}", policy, device)]
+        return [_trained(path, run_dir, f"{run_dir.name}@{path.resolve().name.lstrip('0')}", policy, device, trusted)]
     if (path / "weights.safetensors").exists() and (path / "config.json").exists():
-        return [_zoo(path, policy, device)]
+        return [_zoo(path, policy, device, trusted)]
     if (path / "config.json").exists():
         saved = checkpoint.newest(path / "checkpoints")
         if saved is None:
             raise InputError(f"{text} has no checkpoint yet; `python train.py resume {text}` trains it")
-        return [_trained(saved, path, path.resolve().name, policy, device)]
+        return [_trained(saved, path, path.resolve().name, policy, device, trusted)]
     raise InputError(f"{text!r} is no run, checkpoint or zoo entry, nor random:ID or script:ID; {_nearest(text)}")
 
 
@@ -99,7 +102,7 @@ def ours(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path} is not of a run of ours: {type(error).__name__} {reason}") from error
 
@@ -155,26 +158,33 @@ def _unlearned(kind: str, env: str, algorithm: str, policy: str, make_player: Ma
     )
 
 
-def _trained(saved: Path, run_dir: Path, name: str, policy: str | None, device: str) -> Subject:
+def _trained(saved: Path, run_dir: Path, name: str, policy: str | None, device: str, trusted: str | None) -> Subject:
     state = checkpoint.load(saved)
     with ours(saved):
-        frames = state["agent"]["counters"]["frames"]
+        frames = int(state["agent"]["counters"]["frames"])
         dict(state["weights"])
-    return _agent(name, run_dir, state["weights"], frames, saved.name, policy, device)
+    return _agent(name, run_dir, state["weights"], frames, saved.name, policy, device, trusted)
 
 
-def _zoo(path: Path, policy: str | None, device: str) -> Subject:
+def _zoo(path: Path, policy: str | None, device: str, trusted: str | None) -> Subject:
     with ours(path / "config.json"):
-        trained = json.loads((path / "config.json").read_text())["trained"]
-        dict(trained, frames=trained["frames"], checkpoint=trained["checkpoint"])
+        trained = json.loads(checkpoint.read_file(path / "config.json", most=2**20))["trained"]
+        frames, saved = int(trained["frames"]), str(trained["checkpoint"])
     weights = checkpoint.load_weights(path)
-    return _agent(path.name, path, weights, trained["frames"], trained["checkpoint"], policy, device)
+    return _agent(path.name, path, weights, frames, saved, policy, device, trusted)
 
 
 def _agent(
-    name: str, directory: Path, weights: dict[str, Any], frames: int, saved: str, policy: str | None, device: str
+    name: str,
+    directory: Path,
+    weights: dict[str, Any],
+    frames: int,
+    saved: str,
+    policy: str | None,
+    device: str,
+    trusted: str | None,
 ) -> Subject:
-    algorithm, config, _ = load_config(directory / "config.json")
+    algorithm, config, _ = load_config(directory / "config.json", trusted)
     row = agents.ALGORITHMS[algorithm]
     chosen = policy or row.policies[0]
     if chosen not in row.policies:

@@ -1,6 +1,8 @@
 """A run that was stopped or killed, however often, is at its end the run that never was: every byte of its checkpoint."""
 
+import dataclasses
 import functools
+import itertools
 import json
 import os
 import random
@@ -14,6 +16,9 @@ from typing import Any
 
 import pytest
 
+from tests.envs.test_processes import alive, children
+from tests.test_train import wait_for
+from train import main as train_main
 from training import checkpoint, metrics, start
 from training.config import RunConfig
 from training.loop import Run, Stopped
@@ -98,30 +103,49 @@ def test_a_run_that_was_stopped_in_any_turn_ends_as_if_it_never_was(
     assert rows_of(stopped) == rows_of(reference)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1_200)
 @pytest.mark.parametrize(("algorithm", "env"), [pair for pair in PAIRS if pair[1] != "CartPole-v1"])
 def test_a_run_that_is_killed_ends_as_if_it_never_was(
-    algorithm: str, env: str, whole: Callable[[str, str], tuple[Path, int]], tmp_path: Path
+    algorithm: str,
+    env: str,
+    whole: Callable[[str, str], tuple[Path, int]],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
-    """Real processes, SIGKILL and SIGTERM in random moments of their progress, four times a run."""
+    """Real processes, SIGKILL and SIGTERM in random moments of their progress, by turns; nothing of them is left."""
     reference, _ = whole(algorithm, env)
     killed = tmp_path / "killed"
-    start.new_run(algorithm, config_of(algorithm, env, killed)).envs.close()  # writes config.json
-    draw = random.Random(f"{algorithm} {env}")
-    for kill in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGTERM, None):
-        command = [sys.executable, str(ROOT / "train.py"), "resume", str(killed)]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    with start.new_run(algorithm, config_of(algorithm, env, killed)):
+        pass  # config.json is written
+    draw, kills, shared = random.Random(f"{algorithm} {env}"), request.config.getoption("--kills"), names_in_memory()
+    for kill in [*(signal.SIGKILL, signal.SIGTERM) * (kills // 2), None]:
+        process = resumed(killed)
+        workers: list[int] = []
         if kill is not None:
-            more = draw.randrange(20, 200) / 1_000 * ENVS[env]
+            more = draw.randrange(20, 200) / 1_000 * ENVS[env] * 4 / kills
             _wait_for_frames(process, killed, more)
+            workers = children(process.pid)
             process.send_signal(kill)
         _, said = process.communicate(timeout=60)
         assert "Traceback" not in said
+        assert process.returncode in (0, -signal.SIGKILL, 143, -signal.SIGTERM)  # the last while it starts
+        wait_for(lambda workers=workers: not any(map(alive, workers)), seconds=5)  # type: ignore[misc]
+        assert names_in_memory() == shared
     assert process.returncode == 0
     assert last_of(killed) == last_of(reference)
     assert rows_of(killed) == rows_of(reference)
     frames = [row["frames"] for row in rows_of(killed)]
     assert frames == sorted(set(frames))
+
+
+def resumed(run_dir: Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, str(ROOT / "train.py"), "resume", str(run_dir)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+def names_in_memory() -> set[str]:
+    """What shared memory holds under a name, but for what other tests play meanwhile."""
+    return {path.name for path in Path("/dev/shm").glob("*") if not path.name.startswith("ViZDoom")}
 
 
 def _wait_for_frames(process: "subprocess.Popen[str]", run_dir: Path, more: float) -> None:
@@ -132,6 +156,104 @@ def _wait_for_frames(process: "subprocess.Popen[str]", run_dir: Path, more: floa
         time.sleep(0.01)
 
 
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("env", ENVS)
+def test_a_signal_in_an_update_undoes_it(env: str, whole: Callable[[str, str], tuple[Path, int]], tmp_path: Path) -> None:
+    """In the third gradient step of an update, twice; the runs that go on make it again."""
+    reference, _ = whole("ppo", env)
+    stopped = tmp_path / "stopped"
+    run = start.new_run("ppo", config_of("ppo", env, stopped))
+    for _ in range(2):
+        agent: Any = run.agent
+        steps, step = itertools.count(), agent.gradient_step
+
+        def watched(*args: Any, run: Run = run, steps: Any = steps, step: Any = step) -> Any:
+            if next(steps) == 8 * 3 + 2:  # four epochs of two
+                run._on_signal(signal.SIGINT, None)
+            return step(*args)
+
+        agent.gradient_step = watched
+        with run, pytest.raises(Stopped):
+            run.train(lambda row: None)
+        assert next(steps) == 8 * 3 + 3  # the update did not go on
+        run = start.old_run(stopped)
+    train(run, [])
+    assert last_of(stopped) == last_of(reference)
+    assert rows_of(stopped) == rows_of(reference)
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_it_at_once(first: int, tmp_path: Path) -> None:
+    """The first one waits for a game that takes a minute to step."""
+    flags = [
+        "--env",
+        "tests.envs.own_games:Stuck-v0",
+        "--torso",
+        "impala",
+        "--num-envs",
+        "2",
+        "--run-dir",
+        str(tmp_path / "run"),
+    ]
+    process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), "a2c", *flags], stderr=subprocess.PIPE, cwd=ROOT)
+    wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").exists())
+    time.sleep(1)  # by now the second step has begun
+    workers = children(process.pid)
+    process.send_signal(first)
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=1) == -signal.SIGTERM
+    assert workers
+    for worker in workers:  # they sleep in the game for a minute, and then find the trainer gone
+        os.kill(worker, signal.SIGKILL)
+
+
+def test_two_processes_do_not_train_one_run(tmp_path: Path) -> None:
+    config = dataclasses.replace(config_of("a2c", "CartPole-v1", tmp_path / "run"), total_frames=2 * 10**6)
+    with start.new_run("a2c", config):
+        pass
+    first = resumed(tmp_path / "run")
+    wait_for(lambda: checkpoint.checkpoints(tmp_path / "run" / "checkpoints"))
+    second = resumed(tmp_path / "run")
+    _, said = second.communicate(timeout=60)
+    assert second.returncode == 2
+    assert f"run is being trained by process {first.pid} on " in said
+    assert said.count("\n") == 1
+    first.kill()
+    first.communicate()
+    third = resumed(tmp_path / "run")  # the lock of a killed process is none
+    frames = len(metrics.read(tmp_path / "run" / "metrics.jsonl"))
+    wait_for(lambda: len(metrics.read(tmp_path / "run" / "metrics.jsonl")) != frames)
+    third.send_signal(signal.SIGTERM)
+    third.communicate(timeout=60)
+    assert third.returncode == 143
+
+
+def test_without_its_replay_a_run_fills_it_again_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With no piece on the disk. Nothing is learned until replay has as much as at the start."""
+    agent = dataclasses.replace(config_of("dqn", "Bowling-ram-v0", tmp_path).agent, start_frames=600)
+    config = RunConfig(
+        "Bowling-ram-v0", agent, total_frames=12_000, checkpoint_frames=3_000, run_dir=tmp_path / "run", save_replay=False
+    )
+    train(start.new_run("dqn", config), [300])
+    assert not (tmp_path / "run" / "replay").exists()
+    with start.old_run(tmp_path / "run") as run:
+        dqn: Any = run.agent
+        frames, updates = dqn.frames, dqn.updates
+        assert updates > 0
+        assert dqn.replay.first > 0
+        assert dqn.replay.newest - dqn.replay.first <= dqn.replay.depth + 1
+        while dqn.frames < frames + 500:
+            next(run.turns)
+        assert dqn.updates == updates
+        while dqn.frames < frames + 900:
+            next(run.turns)
+        assert dqn.updates > updates
+    assert train_main(["resume", str(tmp_path / "run")]) == 0
+    assert "replay was not saved, as --no-save-replay asked for" in capsys.readouterr().err
+
+
 def test_the_directory_says_which_checkpoints_need_which_pieces_of_replay(tmp_path: Path) -> None:
     """Nothing is left of what is older than replay, and everything is there that the oldest checkpoint needs."""
     train(start.new_run("dqn", config_of("dqn", "CartPole-v1", tmp_path / "run")), [])
@@ -139,6 +261,6 @@ def test_the_directory_says_which_checkpoints_need_which_pieces_of_replay(tmp_pa
     needed = set()
     for path in checkpoint.checkpoints(tmp_path / "run" / "checkpoints"):
         state = json.loads((path / "state.json").read_text())["replay"]
-        needed |= {f"{first:012d}-{stop:012d}" for first, stop in state["pieces"]}
+        needed |= {f"{first:012d}-{stop:012d}" for first, stop, _ in state["pieces"]}
     assert there == needed
     assert min(int(name.split("-")[0]) for name in there) > 0

@@ -209,14 +209,14 @@ def test_dqn_learns_whatever_the_capacity(flags: list[str]) -> None:
 def test_a_dqn_run_saves_while_replay_fills() -> None:
     args = ["dqn", "--env", "CartPole-v1", "--total-frames", "6000", "--num-envs", "4", "--checkpoint-frames", "100"]
     saved: list[int] = []
-    save = Run.save
+    save = Run._begin_saving
 
-    def note(run: Run, *, clone: bool) -> Path:
+    def note(run: Run, *, clone: bool) -> None:
         saved.append(run.agent.frames)
-        return save(run, clone=clone)
+        save(run, clone=clone)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "save", note)
+        patch.setattr(Run, "_begin_saving", note)
         assert train.main([*args, "--update-steps", "500", "--run-dir", "run"]) == 0
     assert saved[:2] == [100, 200]  # learning starts at 300
 

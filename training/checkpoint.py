@@ -9,30 +9,44 @@
 
 A checkpoint is written aside, synced to the disk and renamed, so that it is there whole or not at all. What a disk or a copy
 changed later is found by the sums: safetensors reads a flipped bit without a word.
+
+The files may also come from a stranger. Nothing but regular files is opened, and no more is read than memory has room for.
 """
 
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
+import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from agents.storage import free_memory
 from envs.contract import InputError
 from training.scores import WINDOW
 
-FORMAT = 2  # of a checkpoint; 1 held no games, rollout and replay
+FORMAT = 3  # of a checkpoint; 1 held no games, rollout and replay, 2 no sums of replay's pieces
+READABLE = (2, 3)
 KEEP = 3  # newest checkpoints that are kept, beside the best
 _FILES = ("weights", "optimizer")  # top-level parts of a state that have a file of their own; other tensors share one
+_TENSORS = (*_FILES, "tensors")
 _TENSOR = "tensor:"  # marks a string in state.json that stands for a tensor
+_MOST_JSON = 2**28  # bytes of a state.json; a million games side by side would have more
+_NAME = "[0-9]" * 12  # so that nothing else is ever deleted
+# What directories are called before a checkpoint is there, while another takes its place, and before it is deleted.
+_WRITING, _BEFORE, _GONE = ".writing-", ".before-", ".gone-"
+# What can go wrong with a file that is not what it seems to be.
+_DAMAGES = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError)
 
 
 class NoCheckpointError(InputError):
@@ -73,24 +87,41 @@ def unflatten(plain: Any, tensors: dict[str, Tensor]) -> Any:
     return plain
 
 
-def save(directory: Path, frames: int, state: dict[str, Any]) -> Path:
-    """Write one checkpoint below `directory` and return its path; one of the same frame is replaced."""
-    target = directory / f"{frames:012d}"
-    for stale in directory.glob(".*"):  # of a run that was killed while it saved
-        shutil.rmtree(stale)
-    aside = directory / f".writing-{target.name}"
-    aside.mkdir(parents=True)
+def encode(state: dict[str, Any]) -> dict[str, bytes]:
+    """The files of a checkpoint, by name; equal states give equal bytes.
+
+    Raises:
+        FloatingPointError: weights or moments of the optimiser are not finite. Such a state is worth nothing.
+    """
     plain, tensors = flatten(state)
-    for name in (*_FILES, "tensors"):
-        part = {path: tensor for path, tensor in tensors.items() if _file_of(path) == name}
-        save_file(part, aside / f"{name}.safetensors")
-    (aside / "state.json").write_text(json.dumps(plain, indent=1) + "\n")
-    sums = {file.name: _sha256(file) for file in sorted(aside.iterdir())}
-    (aside / "manifest.json").write_text(json.dumps({"format": FORMAT, "sha256": sums}, indent=1) + "\n")
-    for file in sorted(aside.iterdir()):
-        _sync(file)
-    _sync(aside)
-    before = directory / f".before-{target.name}"
+    for path, tensor in tensors.items():
+        if _file_of(path) in _FILES and not tensor.isfinite().all():
+            raise FloatingPointError(f"{path} is not finite")
+    parts = {name: {path: tensor for path, tensor in tensors.items() if _file_of(path) == name} for name in _TENSORS}
+    files = {f"{name}.safetensors": safetensors.torch.save(part) for name, part in parts.items()}
+    files["state.json"] = (json.dumps(plain, indent=1) + "\n").encode()
+    sums = {name: hashlib.sha256(files[name]).hexdigest() for name in sorted(files)}
+    return {**files, "manifest.json": (json.dumps({"format": FORMAT, "sha256": sums}, indent=1) + "\n").encode()}
+
+
+def save(directory: Path, frames: int, files: dict[str, bytes]) -> Path:
+    """Write one checkpoint below `directory` and return its path; one of the same frame is replaced.
+
+    Raises:
+        OSError: it cannot be written (the disk is full, say). What was there before is as it was.
+    """
+    target = directory / f"{frames:012d}"
+    aside, before = (directory / f"{prefix}{target.name}" for prefix in (_WRITING, _BEFORE))
+    sweep(directory)
+    try:
+        aside.mkdir(parents=True)
+        for name, content in files.items():
+            (aside / name).write_bytes(content)
+            _sync(aside / name)
+        _sync(aside)
+    except OSError:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
     if target.exists():
         target.rename(before)  # not deleted yet: a kill costs nothing but between two renames
     aside.rename(target)
@@ -100,25 +131,41 @@ def save(directory: Path, frames: int, state: dict[str, Any]) -> Path:
     return target
 
 
+def sweep(directory: Path) -> None:
+    """Tidy up behind a run that was killed while it saved: one that was moved aside comes back if its place is empty."""
+    for before in directory.glob(_BEFORE + _NAME):
+        if not (place := directory / before.name.removeprefix(_BEFORE)).exists() and not before.is_symlink():
+            before.rename(place)
+    for prefix in (_WRITING, _BEFORE, _GONE):
+        for stale in directory.glob(prefix + _NAME):
+            stale.unlink() if stale.is_symlink() else shutil.rmtree(stale)
+
+
 def verify(checkpoint: Path) -> None:
     """Compare every file of a checkpoint with its manifest.
 
     Raises:
-        InputError: the directory is no checkpoint, it is of another version, or a file is missing or is not what was written.
+        InputError: the directory is no checkpoint, it is of another version, a file is missing or is not what was written, or
+            it does not fit into memory.
     """
     try:
-        manifest = json.loads((checkpoint / "manifest.json").read_text())
-        if manifest["format"] != FORMAT:
+        manifest = json.loads(read_file(checkpoint / "manifest.json", most=2**20))
+        if manifest["format"] not in READABLE:
             raise InputError(f"{checkpoint} has format {manifest['format']!r}, and this version reads {FORMAT}")
-        for name in ("state.json", *(f"{part}.safetensors" for part in (*_FILES, "tensors"))):
-            if _sha256(checkpoint / name) != manifest["sha256"][name]:
+        for name in ("state.json", *(f"{part}.safetensors" for part in _TENSORS)):
+            if sha256(checkpoint / name) != manifest["sha256"][name]:
                 raise InputError(f"{checkpoint / name} is damaged: it is not what was written")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{checkpoint} is no checkpoint that can be read ({type(error).__name__}: {error})") from error
+    except _DAMAGES as error:
+        raise _unreadable(checkpoint, error) from error
 
 
-def newest(directory: Path, *, quiet: bool = False) -> Path | None:
+def newest(directory: Path, *, check: Callable[[Path], None] = verify, quiet: bool = False) -> Path | None:
     """The newest checkpoint that is whole; those that are not are named on stderr. None where there has been none.
+
+    Args:
+        directory: A run's `checkpoints`.
+        check: Raises an InputError where a checkpoint is not whole.
+        quiet: Say nothing.
 
     Raises:
         NoCheckpointError: there are some, and none of them is whole.
@@ -126,7 +173,7 @@ def newest(directory: Path, *, quiet: bool = False) -> Path | None:
     saved = checkpoints(directory)
     for path in reversed(saved):
         try:
-            verify(path)
+            check(path)
             return path
         except InputError as error:
             if not quiet:
@@ -144,14 +191,14 @@ def load(checkpoint: Path, device: torch.device | str = "cpu") -> dict[str, Any]
     """
     verify(checkpoint)
     try:
-        plain = json.loads((checkpoint / "state.json").read_text())
+        plain = json.loads(read_file(checkpoint / "state.json", most=_MOST_JSON))
         tensors: dict[str, Tensor] = {}
-        for name in (*_FILES, "tensors"):
-            tensors |= load_file(checkpoint / f"{name}.safetensors", device=str(device))
+        for name in _TENSORS:
+            tensors |= safetensors.torch.load_file(checkpoint / f"{name}.safetensors", device=str(device))
         state: dict[str, Any] = unflatten(plain, tensors)
         return state
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise InputError(f"{checkpoint} is no checkpoint that can be read ({type(error).__name__}: {error})") from error
+    except _DAMAGES as error:
+        raise _unreadable(checkpoint, error) from error
 
 
 def load_weights(directory: Path) -> dict[str, Tensor]:
@@ -162,23 +209,33 @@ def load_weights(directory: Path) -> dict[str, Tensor]:
     """
     path = directory / "weights.safetensors"
     try:
-        return {name.removeprefix("weights/"): tensor for name, tensor in load_file(path).items()}
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
+        check_file(path)
+        return {name.removeprefix("weights/"): tensor for name, tensor in safetensors.torch.load_file(path).items()}
+    except _DAMAGES as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path} is no checkpoint that can be read ({type(error).__name__}: {error})")
 
 
 def checkpoints(directory: Path) -> list[Path]:
     """The checkpoints below a run's `checkpoints` directory, oldest first."""
-    return sorted(path for path in directory.glob("[0-9]*") if path.is_dir())
+    return sorted(path for path in directory.glob(_NAME) if path.is_dir() and not path.is_symlink())
 
 
 def plain_parts(directory: Path, name: str) -> list[Any]:
     """One part of the state of each checkpoint below a directory that has it, tensors left out."""
     parts = []
     for path in checkpoints(directory):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # what cannot be read will not be resumed
-            parts.append(json.loads((path / "state.json").read_text())[name])
+        with contextlib.suppress(*_DAMAGES):  # what cannot be read will not be resumed
+            parts.append(plain_part(path, name))
     return parts
+
+
+def plain_part(checkpoint: Path, name: str) -> Any:
+    """One part of the state of a checkpoint, tensors left out; raises whatever a damaged file makes of it."""
+    return json.loads(read_file(checkpoint / "state.json", most=_MOST_JSON))[name]
 
 
 def prune(directory: Path) -> None:
@@ -188,23 +245,29 @@ def prune(directory: Path) -> None:
     best = max(kept, key=lambda path: (*scores[path], path.name), default=None)
     for path in kept[:-KEEP]:
         if path != best:
-            shutil.rmtree(path)
+            shutil.rmtree(path.rename(directory / f"{_GONE}{path.name}"))  # whole, or not there
 
 
 def _score(checkpoint: Path) -> tuple[bool, float]:
     """Whether a checkpoint has the 100 games that a mean wants, and their mean; the lowest of all where it cannot be read."""
     try:
-        scores = json.loads((checkpoint / "state.json").read_text())["scores"]
+        scores = plain_part(checkpoint, "scores")
         return all(len(games) == WINDOW for games in scores["last"].values()), float(scores["mean_100"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except _DAMAGES:
         return False, float("-inf")
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file so that it is there whole or not at all, after a loss of power too."""
     aside = path.with_name(f".{path.name}.new")
-    aside.write_bytes(content.encode() if isinstance(content, str) else content)
-    _sync(aside)
+    aside.unlink(missing_ok=True)
+    try:
+        with aside.open("xb") as file:  # anew: what stands there may be a link to somewhere else
+            file.write(content.encode() if isinstance(content, str) else content)
+        _sync(aside)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
     aside.replace(path)
     _sync(path.parent)
 
@@ -214,8 +277,32 @@ def _file_of(path: str) -> str:
     return part if part in _FILES else "tensors"
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def check_file(path: Path, most: float = math.inf) -> None:
+    """Refuse what cannot be read into memory: a pipe or a device, a file of more than `most` bytes or than memory has room for.
+
+    Raises:
+        OSError: it is not there.
+        InputError: it is such a file.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(f"{path} is no regular file")
+    most = min(most, free_memory() or math.inf)
+    if found.st_size > most:
+        raise InputError(f"{path} has {found.st_size:,} bytes; at most {most:,} are read")
+
+
+def read_file(path: Path, most: float = math.inf) -> bytes:
+    """The content of a file that `check_file` lets pass."""
+    check_file(path, most)
+    return path.read_bytes()
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file that `check_file` lets pass, in hexadecimal."""
+    check_file(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

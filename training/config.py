@@ -3,19 +3,22 @@
 import dataclasses
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_type_hints
 
+import typeguard
 import tyro
 
 from agents import registry as agents
 from envs.contract import RULE_FLAGS, InputError, ProtocolOptions
-from envs.registry import tasks_of
-from training.checkpoint import write_whole
+from envs.registry import brings_code, tasks_of
+from training.checkpoint import read_file, write_whole
 
 AgentConfig = TypeVar("AgentConfig")
 FORMAT = 1  # of config.json
+_MOST_THREADS = 4_096
 _SUFFIXES = {"k": 10**3, "M": 10**6, "B": 10**9}
 
 
@@ -113,6 +116,8 @@ class RunConfig(Generic[AgentConfig]):
     """The run's own directory; runs/<env>-<algorithm>-s<seed> where not given."""
     checkpoint_frames: Count = 1_000_000
     """Emulator frames from checkpoint to checkpoint."""
+    save_replay: bool = True
+    """Keep DQN's replay in checkpoints. Without it a resumed run fills replay again, and is not the run that never stopped."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the networks; auto is bf16 where the hardware has it."""
     deterministic: bool = False
@@ -145,19 +150,33 @@ class RunConfig(Generic[AgentConfig]):
         Raises:
             InputError: a value out of its range; one line that names it.
         """
+        if self.run_dir is not None:
+            check_path("--run-dir", self.run_dir)
         if self.sticky is not None and not 0 <= self.sticky <= 1:
             raise InputError(f"--sticky {self.sticky}: expected a probability from 0 to 1")
-        for flag, value, most in (
-            ("--noop-max", self.noop_max, 10**6),
-            ("--max-episode-frames", self.max_episode_frames, 2**31 - 1),
-            ("--seed", self.seed, 2**63 - 1),
+        for flag, value, least, most in (
+            ("--total-frames", self.total_frames, 1, 2**53),
+            ("--checkpoint-frames", self.checkpoint_frames, 1, 2**53),
+            ("--noop-max", self.noop_max, 0, 10**6),
+            ("--max-episode-frames", self.max_episode_frames, 1, 2**31 - 1),
+            ("--seed", self.seed, 0, 2**63 - 1),
         ):
-            if value is not None and not 0 <= value <= most:
-                raise InputError(f"{flag} {value}: expected 0 to {most}")
+            if value is not None and not least <= value <= most:
+                raise InputError(f"{flag} {value}: expected {least} to {most}")
         for name, value in vars(self.agent).items():
             _check_number(name, value)
         if (count := len(tasks_of(self.env))) > 1 and (num_envs := vars(self.agent)["num_envs"]) % count:
             raise InputError(f"--num-envs {num_envs}: {self.env} is {count} tasks that take turns; take a multiple of {count}")
+
+
+def check_path(what: str, path: Path | str) -> None:
+    """Refuse what no file system takes for a path.
+
+    Raises:
+        InputError: a part of it is longer than 255 bytes, or has a null character.
+    """
+    if "\0" in str(path) or any(len(os.fsencode(part)) > 255 for part in Path(path).parts) or len(str(path)) > 4_000:
+        raise InputError(f"{what} {str(path)[:40]!r}...: a name has at most 255 bytes, and no null character")
 
 
 # Lowest and highest value of every number that an algorithm's config has.
@@ -236,21 +255,53 @@ def save_config(path: Path, algorithm: str, config: RunConfig[Any], plan: Plan, 
     write_whole(path, json.dumps(content, indent=1) + "\n")
 
 
-def load_config(path: Path) -> tuple[str, RunConfig[Any], Plan]:
-    """Read `config.json` back.
+def load_config(path: Path, trusted: str | None = None) -> tuple[str, RunConfig[Any], Plan]:
+    """Read `config.json` back; it may be a stranger's.
+
+    Args:
+        path: The file.
+        trusted: An id that the user has named: what it imports may be imported.
 
     Raises:
-        InputError: there is none, or it is not one of ours.
+        InputError: there is none, it is not one of ours, or its id names code that the user has not named.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(read_file(path, most=2**20))
         algorithm = content["algorithm"]
         agent = agents.ALGORITHMS[algorithm].config(**content["agent"])
-        run = content["run"]
-        run = {name: tuple(value) if isinstance(value, list) else value for name, value in run.items()}
+        run: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in content["run"].items()}
         run["run_dir"] = Path(run["run_dir"])
-        return algorithm, RunConfig(agent=agent, **run), Plan(**content["plan"])
+        config: RunConfig[Any] = RunConfig(agent=agent, **run)
+        plan = Plan(**content["plan"])
+        for part in (config, agent, plan):
+            _check_types(part)
+        _check_plan(plan, agent.num_envs)
     except FileNotFoundError as error:
         raise InputError(f"{path.parent} is not a run: it has no config.json") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is not a config.json that this version can read ({type(error).__name__}: {error})") from error
+    except _MISFITS as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{path} is not a config.json that this version can read ({type(error).__name__}: {reason})"
+        ) from error
+    if brings_code(config.env) and config.env != trusted:
+        raise InputError(
+            f"{path}: {config.env!r} brings code of its own, which is run if you name it too: --env {config.env!r}"
+        )
+    config.check()
+    return algorithm, config, plan
+
+
+_MISFITS = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, typeguard.TypeCheckError)
+
+
+def _check_types(part: Any) -> None:
+    for name, kind in get_type_hints(type(part), include_extras=False).items():
+        if name != "agent":
+            typeguard.check_type(getattr(part, name), kind)
+
+
+def _check_plan(plan: Plan, num_envs: int) -> None:
+    if num_envs < 1 or plan.groups < 1 or num_envs % plan.groups:
+        raise ValueError(f"{num_envs} games do not divide into {plan.groups} groups")
+    if not (1 <= plan.workers <= num_envs and 1 <= plan.learn_threads <= _MOST_THREADS):
+        raise ValueError(f"{plan.workers} workers and {plan.learn_threads} threads")

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import torch
 
-from agents.replay import bytes_per_step, free_memory
+from agents.replay import bytes_per_step
+from agents.storage import free_memory
 from agents.torch_setup import pick_precision
 from envs import atari
 

@@ -1,17 +1,29 @@
 """Training: the order of calls between environments and agent, and around it counting, logging and checkpoints."""
 
+import os
 import signal
+import sys
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, NoReturn, Self
 
-from agents.agent import Agent
+import numpy as np
+import safetensors.torch
+import torch
+
+from agents.agent import Agent, BrokenOff, NonFiniteError
 from envs.contract import Envs, InputError, TimeStep
 from training import checkpoint
+from training.disk import Disk
+from training.lock import Lock
 from training.metrics import Clock, Metrics
 from training.replay_files import ReplayFiles
 from training.scores import Scores
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SHOW_CURSOR = b"\x1b[?25h"
 
 
 class Turn(NamedTuple):
@@ -31,6 +43,12 @@ class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to sto
         self.exit_code = 128 + signal_number
 
 
+class ProtectedError(InputError):
+    """The run was stopped before it could spoil what it had learned."""
+
+    exit_code = 4
+
+
 class Turns:
     """The groups take turns in a fixed order, for ever; one is played while the agent is busy with another."""
 
@@ -38,6 +56,7 @@ class Turns:
         """Begin with the first group."""
         self._envs, self._agent, self._clock = envs, agent, clock
         self._group = 0  # whose turn it is
+        self._observed = False  # whether its step was observed; what is to be learned from it was not yet
         self._waiting: list[tuple[int, TimeStep]] = []  # groups whose step was observed, and that have not acted yet
 
     def __iter__(self) -> Self:
@@ -45,43 +64,84 @@ class Turns:
         return self
 
     def __next__(self) -> Turn:
-        """Act for whom it is due, then let the agent observe the next group's step."""
+        """Act for whom it is due, then let the agent observe the next group's step, and learn.
+
+        Raises:
+            BrokenOff: the agent hurries, and has not learned; the next call goes on there.
+            NonFiniteError: a number of the environment or of learning is not finite.
+        """
         envs, agent, group = self._envs, self._agent, self._group
+        slots = envs.groups[group]
+        if not self._observed:
+            self._observe(group, slots)
+        timestep = envs.seen(group)
+        with self._clock.measure("learning"):
+            metrics = agent.learn()
+        self._observed = False
+        self._waiting.append((group, timestep))
+        self._group = (group + 1) % len(envs.groups)
+        return Turn(slots, timestep, metrics)
+
+    def _observe(self, group: int, slots: slice) -> None:
+        envs, agent = self._envs, self._agent
         if not agent.holds:
             with self._clock.measure("forward"):
                 for held, seen in self._waiting:
                     envs.send(agent.act(seen, envs.groups[held]), held)
             self._waiting.clear()
-        slots = envs.groups[group]
         with self._clock.measure("environment"):
             timestep = envs.recv(group)
+        refuse_non_finite(timestep)
         with self._clock.measure("learning"):
-            metrics = agent.observe(timestep, slots)
-        self._waiting.append((group, timestep))
-        self._group = (group + 1) % len(envs.groups)
-        return Turn(slots, timestep, metrics)
+            agent.observe(timestep, slots)
+        self._observed = True
 
     def state_dict(self) -> dict[str, Any]:
-        """Whose turn it is, and who waits."""
-        return {"group": self._group, "waiting": [group for group, _ in self._waiting]}
+        """Whose turn it is, how far it is, and who waits."""
+        return {"group": self._group, "observed": self._observed, "waiting": [group for group, _ in self._waiting]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there, with the steps that the environments hold."""
-        self._group = state["group"]
+        self._group, self._observed = state["group"], state.get("observed", False)
         self._waiting = [(group, self._envs.seen(group)) for group in state["waiting"]]
+
+
+def refuse_non_finite(timestep: TimeStep) -> None:
+    """Look at the numbers of a step.
+
+    Raises:
+        NonFiniteError: one of them is NaN or infinite.
+    """
+    numbers = {"observation": timestep.observation, "extra": timestep.extra, "reward": timestep.reward}
+    for name, values in numbers.items():
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise NonFiniteError(f"the environment's {name}", {name: torch.tensor(own) for name, own in numbers.items()})
 
 
 class Run:
     """One training run in its directory, from wherever it stands to its end."""
 
-    def __init__(self, run_dir: Path, total_frames: int, checkpoint_frames: int, envs: Envs, agent: Agent) -> None:
-        """Take what was built; `load` then continues from a checkpoint."""
+    def __init__(
+        self,
+        run_dir: Path,
+        total_frames: int,
+        checkpoint_frames: int,
+        envs: Envs,
+        agent: Agent,
+        *,
+        lock: Lock | None = None,
+        save_replay: bool = True,
+    ) -> None:
+        """Take what was built, and the lock of the directory; `load` then continues from a checkpoint."""
         self.run_dir, self.total_frames, self.checkpoint_frames = run_dir, total_frames, checkpoint_frames
         self.envs, self.agent = envs, agent
         self.scores = Scores(envs.tasks)
         self.clock = Clock()
         self.turns = Turns(envs, agent, self.clock)
-        self._replay_files = ReplayFiles(run_dir / "replay")
+        self._lock, self._disk = lock, Disk()
+        self._replay_files = ReplayFiles(run_dir / "replay", self._disk, saved=save_replay)
+        self._saver = ThreadPoolExecutor(1)
+        self._saving: Future[Path] | None = None  # the checkpoint that is on its way to the disk
         self._metrics: dict[str, Any] = {}  # what the next row of metrics will be made of
         self._next_checkpoint = checkpoint_frames
         self._signal: int | None = None
@@ -91,8 +151,13 @@ class Run:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the environments' workers."""
+        """End the environments' workers and the threads that write, and let go of the directory."""
         self.envs.close()
+        self._disk.give_up()
+        self._saver.shutdown()
+        self._replay_files.close()
+        if self._lock is not None:
+            self._lock.release()
 
     @property
     def _checkpoints(self) -> Path:
@@ -113,16 +178,29 @@ class Run:
             self.envs.load_state_dict(state["envs"], seeds)
             self.turns.load_state_dict(state["turns"])
             self._metrics, self._next_checkpoint = state["metrics"], state["next_checkpoint"]
-        except (RuntimeError, KeyError, ValueError) as error:
+        except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{path} does not fit this version; the run's config.json names its commit ({reason})") from error
 
     def save(self, *, clone: bool) -> Path:
-        """Write a checkpoint of the run as it stands, and drop those that are no longer kept.
+        """Write a checkpoint of the run as it stands, drop those that are no longer kept, and wait until that is done.
 
         `clone` copies the games. Behind a copy a game may go on otherwise than without one, so this is for moments that come in
         every run alike; at others (a signal) their last copies and the actions since then are enough.
+
+        Raises:
+            DiskFullError: there was no room for it, and the run was asked to stop.
+            ProtectedError: a weight is not finite.
         """
+        self._begin_saving(clone=clone)
+        assert self._saving is not None
+        path = self._saving.result()
+        self._end_saving()
+        return path
+
+    def _begin_saving(self, *, clone: bool) -> None:
+        """Take down how the run stands; a thread brings it to the disk while training goes on."""
+        self._end_saving()
         agent = self.agent.state_dict()
         state = {
             "weights": agent.pop("weights"),
@@ -136,22 +214,46 @@ class Run:
         }
         if self.agent.replay is not None:
             state["replay"] = self._replay_files.save(self.agent.replay, keep=clone)
-        path = checkpoint.save(self._checkpoints, self.agent.frames, state)
+        try:
+            files = checkpoint.encode(state)
+        except FloatingPointError as error:
+            raise ProtectedError(f"{error} at {self.agent.frames:,} frames; {self._stands()}") from error
+        self._saving = self._saver.submit(self._write, self.agent.frames, files)
+
+    def _write(self, frames: int, files: dict[str, bytes]) -> Path:
+        size = sum(map(len, files.values()))
+        self._checkpoints.mkdir(parents=True, exist_ok=True)
+        path = self._disk.write(self._checkpoints, size, lambda: checkpoint.save(self._checkpoints, frames, files))
         checkpoint.prune(self._checkpoints)
         self._replay_files.sweep(checkpoint.plain_parts(self._checkpoints, "replay"))
         return path
+
+    def _end_saving(self) -> None:
+        """Wait until the last checkpoint is on the disk."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def _stands(self) -> str:
+        """Where the run stands on the disk."""
+        saved = checkpoint.checkpoints(self._checkpoints)
+        return f"the run stands at {saved[-1]}" if saved else "the run has no checkpoint"
 
     def train(self, show: Callable[[dict[str, float]], None]) -> None:
         """Train to the end; `show` is given each row of metrics.
 
         Raises:
             Stopped: a signal came; a checkpoint was written.
+            DiskFullError: a signal came while there was no room for one.
+            ProtectedError: a number was not finite; what was learned until the last checkpoint is safe.
         """
-        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
         try:
-            with Metrics(self.run_dir, self.total_frames, self.agent.frames) as metrics:
+            with Metrics(self.run_dir, self.total_frames, self.agent.frames, self._disk) as metrics:
                 metrics.load_state_dict(self._metrics)
                 self._train(metrics, show)
+        except NonFiniteError as error:
+            raise self._protect(error) from error
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -159,8 +261,14 @@ class Run:
     def _train(self, metrics: Metrics, show: Callable[[dict[str, float]], None]) -> None:
         agent = self.agent
         self.clock.lap(agent.frames)
-        for turn in self.turns:
+        while True:
+            try:
+                turn = next(self.turns)
+            except BrokenOff:
+                self._stop()
             self.scores.watch(turn.timestep, turn.slots)
+            if agent.replay is not None:
+                self._replay_files.advance(agent.replay)
             if turn.metrics is not None:
                 metrics.add(turn.metrics)
                 done = agent.frames >= self.total_frames
@@ -170,12 +278,37 @@ class Run:
                 self._metrics = metrics.state_dict()
                 if done or agent.frames >= self._next_checkpoint:
                     self._next_checkpoint = (agent.frames // self.checkpoint_frames + 1) * self.checkpoint_frames
-                    self.save(clone=True)
+                    self._begin_saving(clone=True)
                 if done:
-                    return
+                    return self._end_saving()
+            if self._disk.full or (self._saving is not None and self._saving.done()):
+                self._end_saving()
             if self._signal is not None:
-                self.save(clone=False)
-                raise Stopped(self._signal, self.run_dir)
+                self._stop()
+
+    def _stop(self) -> NoReturn:
+        assert self._signal is not None
+        self.save(clone=False)
+        raise Stopped(self._signal, self.run_dir)
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
+        """Stop behind the turn in progress; a second signal ends the process at once."""
         self._signal = number
+        self.agent.hurry = True
+        self._disk.give_up()
+        for each in _SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+        if sys.stderr.isatty():  # the progress line has hidden it, and a second signal would leave it so
+            os.write(2, _SHOW_CURSOR + b"\nstopping behind a checkpoint; once more, and it stops at once\n")
+
+    def _protect(self, error: NonFiniteError) -> ProtectedError:
+        """Keep what is not finite for a look at it."""
+        self._end_saving()
+        path = self.run_dir / "non-finite.safetensors"
+        batch = {name: value.detach().cpu().contiguous().clone() for name, value in error.batch.items()}
+        kept = f"what it came from is in {path}"
+        try:
+            path.write_bytes(safetensors.torch.save(batch))
+        except OSError as problem:
+            kept = f"what it came from could not be kept ({problem.strerror})"
+        return ProtectedError(f"{error}, at {self.agent.frames:,} frames; {kept}, and {self._stands()}")

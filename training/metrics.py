@@ -1,9 +1,10 @@
 """Where metrics go: one flat JSON object a line, and the same names in TensorBoard. `docs/metrics.md` explains each."""
 
+import contextlib
+import errno
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -11,7 +12,9 @@ from typing import Any, Self
 
 from torch.utils.tensorboard import SummaryWriter
 
+from training import checkpoint
 from training.checkpoint import write_whole
+from training.disk import Disk
 
 ROWS = 1_000  # most rows that a run writes, whatever its length
 
@@ -19,13 +22,22 @@ ROWS = 1_000  # most rows that a run writes, whatever its length
 class Metrics:
     """Averages what comes in and writes a row whenever the run is a thousandth further."""
 
-    def __init__(self, run_dir: Path, total_frames: int, frames: int = 0) -> None:
-        """Open the files of a run; rows of later frames than `frames` are from before a resume, and go."""
-        self._path = run_dir / "metrics.jsonl"
-        kept = [row for row in read(self._path) if row["frames"] <= frames]
-        write_whole(self._path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._file = self._path.open("a")
-        self._tensorboard = SummaryWriter(str(run_dir / "tensorboard"), purge_step=frames + 1)
+    def __init__(self, run_dir: Path, total_frames: int, frames: int = 0, disk: Disk | None = None) -> None:
+        """Open the files of a run; rows of later frames than `frames` are from before a resume, and go.
+
+        TensorBoard's files are copies: they are written anew from the rows that stay.
+        """
+        self._run_dir, self._disk = run_dir, disk or Disk()
+        path = run_dir / "metrics.jsonl"
+        kept = [row for row in read(path) if row["frames"] <= frames]
+        content = "".join(map(_line, kept)).encode()
+        self._disk.write(run_dir, len(content), lambda: write_whole(path, content))
+        self._file = path.open("ab", buffering=0)
+        self._size = len(content)
+        for old in (run_dir / "tensorboard").glob("events.out.tfevents.*"):
+            old.unlink()
+        self._tensorboard: SummaryWriter | None = None
+        self._copy(kept)
         self._period = total_frames / ROWS
         self._written = frames
         self._seen: defaultdict[str, list[float]] = defaultdict(list)
@@ -43,13 +55,28 @@ class Metrics:
         """Write a row: the means of what came in since the last, and `now` as it is."""
         means = {name: sum(values) / len(values) for name, values in self._seen.items()}
         row = {"frames": frames, "steps": steps, **means, **now}
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        for name, value in row.items():
-            self._tensorboard.add_scalar(name, value, frames)
+        line = _line(row).encode()
+        self._disk.write(self._run_dir, len(line), lambda: self._append(line))
+        self._copy([row])
         self._written = frames
         self._seen.clear()
         return row
+
+    def _append(self, line: bytes) -> None:
+        """Add a line to the file, or nothing of it."""
+        if self._file.write(line) < len(line):
+            self._file.truncate(self._size)
+            raise OSError(errno.ENOSPC, "no room for the rest of a line")
+        self._size += len(line)
+
+    def _copy(self, rows: list[dict[str, float]]) -> None:
+        """Write rows for TensorBoard too; where its own thread could not write, all of them at the next resume."""
+        with contextlib.suppress(OSError):
+            if self._tensorboard is None:
+                self._tensorboard = SummaryWriter(str(self._run_dir / "tensorboard"))
+            for row in rows:
+                for name, value in row.items():
+                    self._tensorboard.add_scalar(name, value, int(row["frames"]))
 
     def state_dict(self) -> dict[str, Any]:
         """What the next row will be made of."""
@@ -68,16 +95,23 @@ class Metrics:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Close the files."""
         self._file.close()
-        self._tensorboard.close()
+        with contextlib.suppress(OSError):
+            if self._tensorboard is not None:
+                self._tensorboard.close()
+
+
+def _line(row: Mapping[str, float]) -> str:
+    return json.dumps(row) + "\n"
 
 
 def read(path: Path) -> list[dict[str, float]]:
     """The rows of a `metrics.jsonl`; a last line cut off by a kill is left out."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in checkpoint.read_file(path).splitlines() if path.exists() else ():
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = {name: value for name, value in json.loads(line).items() if isinstance(value, int | float)}
+            rows.append({"frames": row.pop("frames"), **row})
+        except (ValueError, KeyError, AttributeError, RecursionError):
             break
     return rows
 
@@ -91,7 +125,7 @@ class Clock:
         self._since = perf_counter()
         self._frames = 0
 
-    @contextmanager
+    @contextlib.contextmanager
     def measure(self, name: str) -> Iterator[None]:
         """Add the block's time to `name`."""
         start = perf_counter()

@@ -2,58 +2,88 @@
 
     replay/000000000000-000000001024        steps 0 to 1,023 of every game: safetensors, compressed by zlib
 
-What may still change is not here: the steps whose outcome some game has yet to bring are part of the checkpoint itself.
+A piece is written beside training as soon as its steps will not change any more. What may still change is not here: the steps
+whose outcome some game has yet to bring are part of the checkpoint itself.
 """
 
+import hashlib
+import json
 import zlib
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from torch import Tensor
 
 from agents.replay import Replay
 from envs.contract import InputError
 from envs.workers import usable_cores
+from training import checkpoint
 from training.checkpoint import write_whole
+from training.disk import Disk
 
 ROWS = 1_024  # most steps of a piece; with 8 games of 84 x 84 bytes that is 58 MB before it is compressed
 _LEVEL = 1  # zlib's fastest: frames of Atari games shrink to a twentieth
+_DIGITS = "[0-9]" * 12
+_HEADER = 2**16  # bytes of a piece beside its tables, at most
+_Piece = tuple[int, int]  # first step, and the one after the last
 
 
 class ReplayFiles:
     """The pieces of one run."""
 
-    def __init__(self, directory: Path) -> None:
-        """Nothing is written until something is saved."""
-        self._directory = directory
-        self._pieces: list[tuple[int, int]] = []  # first step, and the one after the last
+    def __init__(self, directory: Path, disk: Disk, *, saved: bool = True) -> None:
+        """Nothing is written until there is a piece; where replay is not `saved`, never."""
+        self._directory, self._disk, self._saved = directory, disk, saved
+        self._pieces: list[_Piece] = []
+        self._sums: dict[_Piece, Future[str]] = {}  # SHA-256, once they are written
+        self._pool = ThreadPoolExecutor(1)
+
+    def advance(self, replay: Replay) -> None:
+        """Begin to write what has become a whole piece."""
+        if not self._saved:
+            return
+        while replay.complete - (start := self._next_start(replay)) >= ROWS:
+            self._add(replay, (start, start + ROWS))
+
+    def _next_start(self, replay: Replay) -> int:
+        return max(self._pieces[-1][1] if self._pieces else 0, replay.oldest)
+
+    def _add(self, replay: Replay, piece: _Piece) -> None:
+        waiting = [future for future in self._sums.values() if not future.done()]
+        if len(waiting) > 1:  # so that no more than three are in memory
+            waiting[0].result()
+        self._pieces.append(piece)
+        self._sums[piece] = self._pool.submit(self._write, piece, replay.steps(*piece))
+
+    def _write(self, piece: _Piece, steps: dict[str, Tensor]) -> str:
+        data = zlib.compress(safetensors.torch.save(steps), _LEVEL)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._disk.write(self._directory, len(data), lambda: write_whole(self._path(piece), data))
+        return hashlib.sha256(data).hexdigest()
 
     def save(self, replay: Replay, *, keep: bool) -> dict[str, Any]:
         """Write what is new and will not change any more; returns what a checkpoint needs to find all of it again.
 
-        Where the checkpoint is one that not every run makes, the pieces are not kept: the next one begins where they did.
-        """
-        self._directory.mkdir(parents=True, exist_ok=True)
-        written = self._pieces[-1][1] if self._pieces else 0
-        starts = range(max(written, replay.oldest), replay.complete, ROWS)
-        new = [(start, min(start + ROWS, replay.complete)) for start in starts]
-        with ThreadPoolExecutor(usable_cores()) as pool:
-            list(pool.map(lambda piece: self._write(replay, *piece), new))
-        old = [piece for piece in self._pieces if piece[1] > replay.oldest]
-        if keep:
-            self._pieces = [*old, *new]
-        return {
-            "pieces": [*old, *new],
-            "kept": len(old) + (len(new) if keep else 0),
-            "newest": replay.newest,
-            "recent": replay.steps(replay.complete, replay.newest + 1),
-        }
+        Where the checkpoint is one that not every run makes, its last piece is not kept: the next one begins where it did.
 
-    def _write(self, replay: Replay, start: int, stop: int) -> None:
-        data = safetensors.torch.save(replay.steps(start, stop))
-        write_whole(self._path(start, stop), zlib.compress(data, _LEVEL))
+        Raises:
+            DiskFullError: there was no room, and waiting was given up.
+        """
+        if not self._saved:  # but for the stacks that the newest steps are seen with
+            first = max(replay.first, replay.complete - replay.depth)
+            return {"pieces": [], "kept": 0, **_standing(replay, first, first)}
+        self.advance(replay)
+        start = self._next_start(replay)
+        if start < replay.complete:
+            self._add(replay, (start, replay.complete))
+        named = [piece for piece in self._pieces if piece[1] > replay.oldest]
+        self._pieces = named if keep or start == replay.complete else named[:-1]
+        self._sums = {piece: self._sums[piece] for piece in named}
+        pieces = [[*piece, self._sums[piece].result()] for piece in named]
+        return {"pieces": pieces, "kept": len(self._pieces), **_standing(replay, replay.first, replay.complete)}
 
     def load(self, replay: Replay, state: dict[str, Any]) -> None:
         """Fill replay with what a checkpoint names.
@@ -61,27 +91,64 @@ class ReplayFiles:
         Raises:
             InputError: a piece is missing or damaged.
         """
-        pieces = [(start, stop) for start, stop in state["pieces"]]
-        self._pieces = pieces[: state["kept"]]
+        pieces = [(start, stop) for start, stop, *_ in state["pieces"]]
         replay.newest = state["newest"]
-        replay.complete = replay.newest + 1 - len(state["recent"]["age"])
+        recent = replay.newest + 1 - len(state["recent"]["age"])
+        replay.first, replay.complete = state.get("first", 0), state.get("complete", recent)
         with ThreadPoolExecutor(usable_cores()) as pool:
-            list(pool.map(lambda piece: self._read(replay, *piece), pieces))
-        replay.put_steps(replay.complete, state["recent"])
+            sums = list(pool.map(lambda piece: self._read(replay, piece), pieces))
+        replay.put_steps(recent, state["recent"])
+        self._pieces = pieces[: state["kept"]]
+        for piece, found in zip(pieces, sums, strict=True):
+            self._sums[piece] = Future()
+            self._sums[piece].set_result(found)
 
-    def _read(self, replay: Replay, start: int, stop: int) -> None:
-        path = self._path(start, stop)
+    def _read(self, replay: Replay, piece: _Piece) -> str:
+        path, (start, stop) = self._path(piece), piece
         try:
-            replay.put_steps(start, safetensors.torch.load(zlib.decompress(path.read_bytes())))
-        except (OSError, zlib.error, safetensors.SafetensorError, RuntimeError) as error:
+            data = checkpoint.read_file(path)
+            most = (stop - start) * replay.bytes_a_row + _HEADER
+            reader = zlib.decompressobj()
+            replay.put_steps(start, safetensors.torch.load(reader.decompress(data, most)))
+        except (OSError, zlib.error, safetensors.SafetensorError, RuntimeError, LookupError, ValueError) as error:
             raise InputError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
+        return hashlib.sha256(data).hexdigest()
 
     def sweep(self, states: Iterable[dict[str, Any]]) -> None:
-        """Delete the pieces that no checkpoint names any more."""
-        needed = {self._path(start, stop) for state in states for start, stop in state["pieces"]}
-        for path in self._directory.glob("*"):
+        """Delete the pieces that no checkpoint names any more, but for those that the next one will."""
+        there = list(self._directory.glob(f"{_DIGITS}-{_DIGITS}"))  # before those that are new are looked at
+        named = {(start, stop) for state in states for start, stop, *_ in state["pieces"]}
+        needed = {self._path(piece) for piece in named.union(self._pieces)}
+        for path in there:
             if path not in needed:
                 path.unlink()
 
-    def _path(self, start: int, stop: int) -> Path:
-        return self._directory / f"{start:012d}-{stop:012d}"
+    def close(self) -> None:
+        """Wait for the thread that writes."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _path(self, piece: _Piece) -> Path:
+        return self._directory / f"{piece[0]:012d}-{piece[1]:012d}"
+
+
+def _standing(replay: Replay, first: int, recent: int) -> dict[str, Any]:
+    """Where replay stands, with all that is held of the steps from `recent` on; none before `first` comes back."""
+    steps = replay.steps(recent, replay.newest + 1)
+    return {"first": first, "newest": replay.newest, "complete": replay.complete, "recent": steps}
+
+
+def verify(saved: Path) -> None:
+    """Compare a checkpoint and the pieces of replay that it names with what was written.
+
+    Raises:
+        InputError: one of them is missing or damaged.
+    """
+    checkpoint.verify(saved)
+    try:
+        pieces = json.loads(checkpoint.read_file(saved / "state.json")).get("replay", {}).get("pieces", [])
+        for start, stop, *sums in pieces:
+            path = saved.parent.parent / "replay" / f"{start:012d}-{stop:012d}"
+            if sums and checkpoint.sha256(path) != sums[0]:
+                raise InputError(f"{path} is damaged: it is not what was written")
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{saved} names a piece of replay that cannot be read ({type(error).__name__}: {error})") from error

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -17,8 +18,9 @@ from agents.torch_setup import keep_freed_memory, pick_device, pick_precision
 from envs import registry
 from envs.contract import GameDescription, InputError, game_seeds
 from envs.workers import WorkerEnvs, usable_cores
-from training import checkpoint
+from training import checkpoint, replay_files
 from training.config import Plan, RunConfig, load_config, make_plan, save_config
+from training.lock import Lock
 from training.loop import Run
 
 
@@ -39,12 +41,16 @@ def new_run(algorithm: str, config: RunConfig[Any]) -> Run:
     try:
         agent = build_agent(algorithm, config, plan, envs.description)
         facts = {"protocol": dataclasses.asdict(envs.description.protocol), "versions": versions(), "commit": commit()}
-        _make_directory(run_dir)
-        save_config(run_dir / "config.json", algorithm, config, plan, facts)
+        lock = _make_directory(run_dir)
+        try:
+            save_config(run_dir / "config.json", algorithm, config, plan, facts)
+        except OSError as error:
+            shutil.rmtree(run_dir)
+            raise InputError(f"--run-dir {run_dir} cannot be written: {error.strerror}") from error
     except BaseException:
         envs.close()
         raise
-    return _begin(config, envs, agent)
+    return _begin(config, envs, agent, lock)
 
 
 def plan_of(config: RunConfig[Any]) -> Plan:
@@ -59,42 +65,49 @@ def plan_of(config: RunConfig[Any]) -> Plan:
     return make_plan(config.agent.num_envs, usable_cores(), str(device), "bf16" if bf16 else "fp32", images=images)
 
 
-def _make_directory(run_dir: Path) -> None:
+def _make_directory(run_dir: Path) -> Lock:
     try:
         run_dir.mkdir(parents=True)
     except OSError as error:
         raise InputError(f"--run-dir {run_dir} cannot be made: {error.strerror}") from error
+    return Lock(run_dir)
 
 
-def finished(run_dir: Path) -> bool:
-    """Whether a run has come to its end.
+def finished(run_dir: Path, trusted: str | None = None) -> bool:
+    """Whether a run has come to its end; `trusted` as in `load_config`.
 
     Raises:
         InputError: the directory is not a run, or only what was exported from one.
     """
-    _, config, _ = load_config(run_dir / "config.json")
+    _, config, _ = load_config(run_dir / "config.json", trusted)
     if (run_dir / "weights.safetensors").exists():
         raise InputError(f"{run_dir} is a trained agent without the run that made it; `evaluate.py {run_dir}` measures it")
     saved = checkpoint.newest(run_dir / "checkpoints", quiet=True)  # `old_run` says it
     return saved is not None and int(saved.name) >= config.total_frames
 
 
-def old_run(run_dir: Path) -> Run:
-    """Open a run at its newest checkpoint that is whole, or at its beginning where it has none.
+def old_run(run_dir: Path, trusted: str | None = None) -> Run:
+    """Open a run at its newest checkpoint that is whole, or at its beginning where it has none; `trusted` as in `load_config`.
 
     Raises:
-        InputError: the directory is not a run, or none of its checkpoints is whole.
+        InputError: the directory is not a run, another process trains it, or none of its checkpoints is whole.
     """
-    algorithm, config, plan = load_config(run_dir / "config.json")
+    algorithm, config, plan = load_config(run_dir / "config.json", trusted)
     config = dataclasses.replace(config, run_dir=run_dir)
     pick_device(plan.device)
-    saved = checkpoint.newest(run_dir / "checkpoints")
-    envs = _open_envs(config, plan)
+    lock = Lock(run_dir)
     try:
-        agent = build_agent(algorithm, config, plan, envs.description)
-        return _begin(config, envs, agent, saved)
+        checkpoint.sweep(run_dir / "checkpoints")
+        saved = checkpoint.newest(run_dir / "checkpoints", check=replay_files.verify)
+        envs = _open_envs(config, plan)
+        try:
+            agent = build_agent(algorithm, config, plan, envs.description)
+            return _begin(config, envs, agent, lock, saved)
+        except BaseException:
+            envs.close()
+            raise
     except BaseException:
-        envs.close()
+        lock.release()
         raise
 
 
@@ -129,9 +142,10 @@ def _open_envs(config: RunConfig[Any], plan: Plan) -> WorkerEnvs:
     return WorkerEnvs(config.env, num_envs, options=options, num_groups=plan.groups, num_workers=plan.workers, restart=True)
 
 
-def _begin(config: RunConfig[Any], envs: WorkerEnvs, agent: Agent, saved: Path | None = None) -> Run:
+def _begin(config: RunConfig[Any], envs: WorkerEnvs, agent: Agent, lock: Lock, saved: Path | None = None) -> Run:
     assert config.run_dir is not None
-    run = Run(config.run_dir, config.total_frames, config.checkpoint_frames, envs, agent)
+    periods = config.total_frames, config.checkpoint_frames
+    run = Run(config.run_dir, *periods, envs, agent, lock=lock, save_replay=config.save_replay)
     seeds = [training_seeds(config.seed, slot, task) for slot, task in enumerate(envs.tasks)]
     if saved is None:
         envs.reset(seeds)

@@ -200,6 +200,8 @@ class Games:
     def recv(self, group: int) -> TimeStep:
         return self.step
 
+    seen = recv
+
     def send(self, actions: NDArray[np.integer[Any]], group: int) -> None:
         step = self.step
         over = step.terminated | step.truncated

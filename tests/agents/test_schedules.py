@@ -39,6 +39,7 @@ def test_epsilon_falls_in_frames():
     seen = [agent.epsilon]
     for t in range(16):
         agent.observe(tape.at(t), slice(0, 2))
+        agent.learn()
         agent.act(tape.at(t), slice(0, 2))
         seen.append(agent.epsilon)
     # 8 frames a step behind the first

@@ -129,9 +129,9 @@ def test_a_checkpoint_gives_back_every_bit(algorithm, tmp_path):
     play_tape(agent, tape_of(1))
     state = agent.state_dict()
     assert same(checkpoint.unflatten(*checkpoint.flatten(state)), state)
-    path = checkpoint.save(tmp_path, 7, state)
+    path = checkpoint.save(tmp_path, 7, checkpoint.encode(state))
     assert same(checkpoint.load(path), state)
-    again = checkpoint.save(tmp_path, 8, state)
+    again = checkpoint.save(tmp_path, 8, checkpoint.encode(state))
     for file in path.iterdir():
         assert file.read_bytes() == (again / file.name).read_bytes(), file.name
     assert same(checkpoint.load_weights(path), state["weights"])
@@ -152,7 +152,7 @@ def test_moments_from_a_file_lie_in_memory_as_the_weights_do(algorithm, tmp_path
     agents = [build(algorithm, game, config, groups=2, total_frames=TOTAL) for _ in range(2)]
     play_tape(agents[0], draw_tape(25, 4, shape=(1, 36, 36), dtype="uint8").rewind(2))
     state = agents[0].state_dict()
-    agents[1].load_state_dict(checkpoint.load(checkpoint.save(tmp_path, 0, state)))
+    agents[1].load_state_dict(checkpoint.load(checkpoint.save(tmp_path, 0, checkpoint.encode(state))))
     for agent in agents:
         for weights in agent.network.parameters():
             weights.grad = torch.ones_like(weights)
@@ -174,6 +174,7 @@ def test_the_target_network_is_a_copy_now_and_then():
     for t in range(tape.length):
         for slots in tape.groups:
             agent.observe(tape.at(t, slots), slots)
+            agent.learn()
             agent.act(tape.at(t, slots), slots)
             now = agent.target.state_dict()
             if not same(now, last):

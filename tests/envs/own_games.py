@@ -134,5 +134,55 @@ class Unborn(Squares):
         return super().reset(seed=seed)
 
 
-for kind in (Squares, Unseen, Failing, Refused, LongToOpen, LongToMake, Stuck, Lost, Doomed, Unborn):
+class Numbers(gymnasium.Env[np.ndarray, int]):
+    """A vector that counts, for ever."""
+
+    observation_space = Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = Discrete(2)
+    step_count = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.step_count += 1
+        return np.full(2, self.step_count % 7, np.float32), self.reward(), False, False, {}
+
+    def reward(self) -> float:
+        return 1.0
+
+
+class Brief(Numbers):
+    """Counts to five."""
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        seen, reward, *_ = super().step(action)
+        return seen, reward, self.step_count % 5 == 0, False, {}
+
+
+class NaNReward(Numbers):
+    """Its 40th reward is none."""
+
+    def reward(self) -> float:
+        return float("nan") if self.step_count == 40 else 1.0
+
+
+class InfiniteObservation(Numbers):
+    """What is seen in its 40th step is infinite."""
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        seen, *rest = super().step(action)
+        return (np.full(2, np.inf, np.float32) if self.step_count == 40 else seen), *rest
+
+
+class HugeReward(Numbers):
+    """Its 40th reward is finite, and its square is not."""
+
+    def reward(self) -> float:
+        return 1e30 if self.step_count == 40 else 1.0
+
+
+OWN = (Squares, Unseen, Failing, Refused, LongToOpen, LongToMake, Stuck, Lost, Doomed, Unborn)
+for kind in (*OWN, Numbers, Brief, NaNReward, InfiniteObservation, HugeReward):
     gymnasium.register(f"{kind.__name__}-v0", f"tests.envs.own_games:{kind.__name__}", disable_env_checker=True)

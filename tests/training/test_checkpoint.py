@@ -67,9 +67,13 @@ def state_of(score: float | None, seed: int = 0, games: int = 100) -> dict[str, 
     }
 
 
+def save(directory: Path, frames: int, state: dict[str, Any]) -> Path:
+    return checkpoint.save(directory, frames, checkpoint.encode(state))
+
+
 def test_a_checkpoint_holds_weights_optimizer_and_the_rest_apart(tmp_path: Path) -> None:
     state = state_of(1.0)
-    path = checkpoint.save(tmp_path, 1_048_576, state)
+    path = save(tmp_path, 1_048_576, state)
     assert path == tmp_path / "000001048576"
     assert sorted(file.name for file in path.iterdir()) == [
         "manifest.json",
@@ -86,33 +90,33 @@ def test_a_checkpoint_holds_weights_optimizer_and_the_rest_apart(tmp_path: Path)
 
 
 def test_equal_states_make_equal_bytes(tmp_path: Path) -> None:
-    first, second = (checkpoint.save(tmp_path / name, 5, state_of(1.0)) for name in "ab")
+    first, second = (save(tmp_path / name, 5, state_of(1.0)) for name in "ab")
     for file in first.iterdir():
         assert file.read_bytes() == (second / file.name).read_bytes()
 
 
 def test_nothing_but_whole_checkpoints_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint.save(tmp_path, 5, state_of(1.0))
+    save(tmp_path, 5, state_of(1.0))
 
     def fail(*_: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(checkpoint, "save_file", fail)
+    monkeypatch.setattr(checkpoint, "_sync", fail)
     with pytest.raises(OSError, match="disk full"):
-        checkpoint.save(tmp_path, 6, state_of(1.0))
-    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["000000000005"]
+        save(tmp_path, 6, state_of(1.0))
+    assert [path.name for path in tmp_path.iterdir()] == ["000000000005"]
 
 
 def test_the_newest_three_and_the_best_are_kept(tmp_path: Path) -> None:
     for frames, score in enumerate([None, 3.0, 9.0, 4.0, 5.0, 6.0], start=1):
-        checkpoint.save(tmp_path, frames, state_of(score))
+        save(tmp_path, frames, state_of(score))
         checkpoint.prune(tmp_path)
     assert [int(path.name) for path in checkpoint.checkpoints(tmp_path)] == [3, 4, 5, 6]
 
 
 def test_the_best_is_the_best_of_those_with_a_hundred_games(tmp_path: Path) -> None:
     for frames, (score, games) in enumerate([(9.0, 60), (4.0, 100), (3.0, 100), (3.0, 100), (3.0, 100)], start=1):
-        checkpoint.save(tmp_path, frames, state_of(score, games=games))
+        save(tmp_path, frames, state_of(score, games=games))
         checkpoint.prune(tmp_path)
     assert [int(path.name) for path in checkpoint.checkpoints(tmp_path)] == [2, 3, 4, 5]
 
@@ -120,12 +124,12 @@ def test_the_best_is_the_best_of_those_with_a_hundred_games(tmp_path: Path) -> N
 def test_a_checkpoint_of_the_same_frame_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By two renames, with all of the new one on the disk before the first; what a killed save left is swept away."""
     (tmp_path / ".writing-000000000004").mkdir()
-    path = checkpoint.save(tmp_path, 5, state_of(1.0))
+    path = save(tmp_path, 5, state_of(1.0))
     calls: list[str] = []
     rename, fsync = Path.rename, os.fsync
     monkeypatch.setattr(Path, "rename", lambda self, target: calls.append(f"rename {target.name}") or rename(self, target))
     monkeypatch.setattr(os, "fsync", lambda descriptor: calls.append("fsync") or fsync(descriptor))
-    checkpoint.save(tmp_path, 5, state_of(2.0))
+    save(tmp_path, 5, state_of(2.0))
     files = 5
     assert calls == [*["fsync"] * (files + 1), "rename .before-000000000005", "rename 000000000005", "fsync", "fsync"]
     assert checkpoint.load(path)["scores"]["mean_100"] == 2.0
@@ -134,7 +138,7 @@ def test_a_checkpoint_of_the_same_frame_is_replaced_whole(tmp_path: Path, monkey
 
 def test_without_any_score_only_the_newest_are_kept(tmp_path: Path) -> None:
     for frames in range(1, 6):
-        checkpoint.save(tmp_path, frames, state_of(None))
+        save(tmp_path, frames, state_of(None))
         checkpoint.prune(tmp_path)
     assert [int(path.name) for path in checkpoint.checkpoints(tmp_path)] == [3, 4, 5]
 
@@ -145,7 +149,7 @@ FILES = ["manifest.json", "optimizer.safetensors", "state.json", "tensors.safete
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("share", [0.0, 0.5, None])
 def test_a_part_that_is_missing_or_cut_off_is_refused(tmp_path: Path, file: str, share: float | None) -> None:
-    path = checkpoint.save(tmp_path, 5, state_of(1.0))
+    path = save(tmp_path, 5, state_of(1.0))
     data = (path / file).read_bytes()
     if share is None:
         (path / file).unlink()
@@ -157,7 +161,7 @@ def test_a_part_that_is_missing_or_cut_off_is_refused(tmp_path: Path, file: str,
 
 def test_no_flipped_bit_is_read(tmp_path: Path) -> None:
     """A thousand, anywhere in any file; those in names and blanks of the manifest may be harmless, but never change a state."""
-    path = checkpoint.save(tmp_path, 5, state_of(1.0))
+    path = save(tmp_path, 5, state_of(1.0))
     whole = checkpoint.load(path)
     draw = random.Random(0)
     refused = 0
@@ -176,7 +180,7 @@ def test_no_flipped_bit_is_read(tmp_path: Path) -> None:
 
 
 def test_the_newest_whole_checkpoint_is_taken_and_it_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    paths = [checkpoint.save(tmp_path, frames, state_of(1.0)) for frames in (1, 2, 3)]
+    paths = [save(tmp_path, frames, state_of(1.0)) for frames in (1, 2, 3)]
     assert checkpoint.newest(tmp_path) == paths[2]
     assert checkpoint.newest(tmp_path / "none") is None
     (paths[2] / "weights.safetensors").write_bytes(b"")

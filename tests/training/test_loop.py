@@ -1,5 +1,5 @@
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -7,6 +7,20 @@ import pytest
 from envs.contract import TimeStep
 from training.loop import Turns
 from training.metrics import Clock
+
+
+class Named(NamedTuple):
+    """A step that says of which group it is."""
+
+    observation: Any
+    extra: Any
+    reward: Any
+    terminated: Any
+    truncated: Any
+    is_first: Any
+    life_lost: Any
+    frames: Any
+    group: int
 
 
 class Tape:
@@ -19,19 +33,24 @@ class Tape:
 
     def recv(self, group: int) -> Any:
         self.log.append(f"recv {group}")
-        return group
+        return self.seen(group)
+
+    def seen(self, group: int) -> Any:
+        return Named(*[np.zeros(1)] * 8, group)
 
     def send(self, actions: Any, group: int) -> None:
         self.log.append(f"send {group} {actions}")
 
-    def observe(self, timestep: Any, slots: slice) -> dict[str, float] | None:
+    def observe(self, timestep: Any, slots: slice) -> None:
         self.log.append(f"observe {slots.start}")
         self._observed += 1
+
+    def learn(self) -> dict[str, float] | None:
         return {"loss/total": 1.0} if self._observed % (3 * len(self.groups)) == 0 else None
 
     def act(self, timestep: Any, slots: slice) -> str:
         self.log.append(f"act {slots.start}")
-        return f"for {timestep}"
+        return f"for {timestep.group}"
 
     @property
     def holds(self) -> bool:

@@ -41,7 +41,11 @@ def test_rows_from_after_the_checkpoint_go_when_a_run_resumes(tmp_path: Path) ->
             for at in frames:
                 metrics.add({"loss/policy": float(start)})
                 metrics.write(at, at, {})
-    assert [(row["frames"], row["loss/policy"]) for row in read(tmp_path / "metrics.jsonl")] == [(1, 0), (2, 0), (3, 2), (4, 2)]
+    expected = [(1, 0), (2, 0), (3, 2), (4, 2)]
+    assert [(row["frames"], row["loss/policy"]) for row in read(tmp_path / "metrics.jsonl")] == expected
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss/policy")] == expected
 
 
 def test_a_line_cut_off_by_a_kill_is_left_out(tmp_path: Path) -> None:
