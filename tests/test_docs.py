@@ -1,13 +1,14 @@
 """The pages say what the code does.
 
-Passages between `<!-- settings:ppo -->` and `<!-- /settings -->`, likewise `differences`, `presets` and `throughput`, are made
-from the code, or from a file of results:
+Passages between `<!-- settings:ppo -->` and `<!-- /settings -->`, likewise `differences`, `presets`, `throughput` and
+`scaling`, are made from the code, or from a file of results:
 
     python -m tests.test_docs --write
 """
 
 import ast
 import dataclasses
+import importlib
 import importlib.util
 import inspect
 import json
@@ -17,6 +18,7 @@ import sys
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -40,7 +42,7 @@ of_every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
 
 # ------------------------------------------------------------------------------------------- passages made from the code
 
-PASSAGE = re.compile(r"(<!-- (settings|differences|presets|throughput):([\w-]+) -->\n)(.*?)(<!-- /\2 -->)", re.DOTALL)
+PASSAGE = re.compile(r"(<!-- (settings|differences|presets|throughput|scaling):([\w-]+) -->\n)(.*?)(<!-- /\2 -->)", re.DOTALL)
 # Columns of the table of presets; Pong stands for every game without a preset of its own.
 PLAYED = {
     "Atari, screen": "ALE/Pong-v5",
@@ -103,19 +105,34 @@ def differences(algorithm: str) -> str:
     return numbered + "\n"
 
 
+def benchmark(name: str) -> ModuleType:
+    """A file of benchmarks, which are no package: they import each other by bare name."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+
+
+def result(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+    return found
+
+
 def throughput(name: str) -> str:
-    found = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
-    spec = importlib.util.spec_from_file_location("throughput", ROOT / "benchmarks" / "throughput.py")
-    assert spec and spec.loader
-    benchmark = importlib.util.module_from_spec(spec)
-    sys.modules["throughput"] = benchmark  # dataclasses look their module up
-    spec.loader.exec_module(benchmark)
-    written: str = benchmark.table(found["summary"])
+    found = result(name)
+    written: str = benchmark("throughput").table(found["summary"])
     return f"{found['machine']}; medians of {len(next(iter(found['rounds'].values())))} rounds:\n\n{written}\n"
 
 
+def scaling(name: str) -> str:
+    found = result(name)
+    written = [benchmark("scaling").table(part, rounds) for part, rounds in found["rounds"].items()]
+    return f"{found['machine']}; medians, least and most of the rounds:\n\n" + "\n\n".join(written) + "\n"
+
+
 OF_ALGORITHMS: dict[str, Callable[[str], str]] = {"settings": settings, "differences": differences, "presets": presets_table}
-MAKERS = {**OF_ALGORITHMS, "throughput": throughput}
+MAKERS = {**OF_ALGORITHMS, "throughput": throughput, "scaling": scaling}
 
 
 def rewritten(text: str) -> str:
@@ -140,7 +157,7 @@ def test_a_passage_that_is_behind_the_code_is_noticed(algorithm):
 
 def test_performance_repeats_the_results():
     text = (DOCS / "performance.md").read_text()
-    assert [kind for _, kind, *_ in PASSAGE.findall(text)] == ["throughput"]
+    assert [kind for _, kind, *_ in PASSAGE.findall(text)] == ["throughput", "throughput", "scaling"]
     assert rewritten(text) == text, "python -m tests.test_docs --write"
 
 
@@ -290,7 +307,7 @@ def nothing_runs(monkeypatch):
 
     monkeypatch.setattr(start, "new_run", accept)
     monkeypatch.setattr(start, "old_run", accept)
-    monkeypatch.setattr(start, "finished", lambda _: False)
+    monkeypatch.setattr(start, "finished", lambda *_: False)
     monkeypatch.setattr(session, "find_all", accept)
 
 
