@@ -6,11 +6,12 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,7 @@ def test_a_run_that_is_killed_ends_as_if_it_never_was(
     whole: Callable[[str, str], tuple[Path, int]],
     tmp_path: Path,
     request: pytest.FixtureRequest,
+    resumed: Callable[[Path], "subprocess.Popen[str]"],
 ) -> None:
     """Real processes, SIGKILL and SIGTERM in random moments of their progress, by turns; nothing of them is left."""
     reference, _ = whole(algorithm, env)
@@ -138,9 +140,20 @@ def test_a_run_that_is_killed_ends_as_if_it_never_was(
     assert frames == sorted(set(frames))
 
 
-def resumed(run_dir: Path) -> "subprocess.Popen[str]":
-    command = [sys.executable, str(ROOT / "train.py"), "resume", str(run_dir)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+@pytest.fixture
+def resumed() -> Iterator[Callable[[Path], "subprocess.Popen[str]"]]:
+    """Starts processes that resume a run; none of them outlives its test."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start_one(run_dir: Path) -> "subprocess.Popen[str]":
+        command = [sys.executable, str(ROOT / "train.py"), "resume", str(run_dir)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        processes.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment))
+        return processes[-1]
+
+    yield start_one
+    for process in processes:
+        process.kill()
 
 
 def names_in_memory() -> set[str]:
@@ -182,6 +195,57 @@ def test_a_signal_in_an_update_undoes_it(env: str, whole: Callable[[str, str], t
     assert rows_of(stopped) == rows_of(reference)
 
 
+@pytest.mark.parametrize("algorithm", SETTINGS)
+def test_a_signal_while_it_saves_leaves_two_checkpoints(
+    algorithm: str, whole: Callable[[str, str], tuple[Path, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The periodic one, which was on its way, and its own; the run goes on from either."""
+    reference, _ = whole(algorithm, "Bowling-ram-v0")
+    stopped, save, calls = tmp_path / "stopped", checkpoint.save, itertools.count()
+    run = start.new_run(algorithm, config_of(algorithm, "Bowling-ram-v0", stopped))
+
+    def slowly(*args: Any) -> Path:
+        if next(calls) == 1:
+            signal.raise_signal(signal.SIGTERM)  # from the thread that writes; the main thread takes it
+            time.sleep(0.5)
+        return save(*args)
+
+    monkeypatch.setattr(checkpoint, "save", slowly)
+    with run, pytest.raises(Stopped):
+        run.train(lambda row: None)
+    assert len(checkpoint.checkpoints(stopped / "checkpoints")) == 3
+    shutil.copytree(stopped, tmp_path / "earlier")
+    shutil.rmtree(checkpoint.checkpoints(tmp_path / "earlier" / "checkpoints")[-1])
+    for run_dir in (stopped, tmp_path / "earlier"):
+        train(start.old_run(run_dir), [])
+        assert last_of(run_dir) == last_of(reference)
+        assert rows_of(run_dir) == rows_of(reference)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_update_of_minutes_does_not_hold_up_a_signal(number: int, tmp_path: Path) -> None:
+    update = ["--num-envs", "4", "--rollout-steps", "64", "--epochs", "1000"]
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        "ppo",
+        "--env",
+        "Berzerk-v0",
+        *update,
+        "--run-dir",
+        str(tmp_path / "run"),
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").exists())
+    time.sleep(3)  # the rollout took less than one
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    state = checkpoint.load(checkpoint.checkpoints(tmp_path / "run" / "checkpoints")[-1])
+    assert state["turns"]["observed"]
+    assert state["agent"]["counters"]["updates"] == 0
+
+
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_ends_it_at_once(first: int, tmp_path: Path) -> None:
     """The first one waits for a game that takes a minute to step."""
@@ -209,7 +273,7 @@ def test_a_second_signal_ends_it_at_once(first: int, tmp_path: Path) -> None:
         os.kill(worker, signal.SIGKILL)
 
 
-def test_two_processes_do_not_train_one_run(tmp_path: Path) -> None:
+def test_two_processes_do_not_train_one_run(tmp_path: Path, resumed: Callable[[Path], "subprocess.Popen[str]"]) -> None:
     config = dataclasses.replace(config_of("a2c", "CartPole-v1", tmp_path / "run"), total_frames=2 * 10**6)
     with start.new_run("a2c", config):
         pass

@@ -117,16 +117,16 @@ def save(directory: Path, frames: int, files: dict[str, bytes]) -> Path:
         aside.mkdir(parents=True)
         for name, content in files.items():
             (aside / name).write_bytes(content)
-            _sync(aside / name)
-        _sync(aside)
+            sync(aside / name)
+        sync(aside)
     except OSError:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     if target.exists():
         target.rename(before)  # not deleted yet: a kill costs nothing but between two renames
     aside.rename(target)
-    _sync(directory)
-    _sync(directory.parent)
+    sync(directory)
+    sync(directory.parent)
     shutil.rmtree(before, ignore_errors=True)
     return target
 
@@ -264,12 +264,12 @@ def write_whole(path: Path, content: str | bytes) -> None:
     try:
         with aside.open("xb") as file:  # anew: what stands there may be a link to somewhere else
             file.write(content.encode() if isinstance(content, str) else content)
-        _sync(aside)
+        sync(aside)
     except OSError:
         aside.unlink(missing_ok=True)
         raise
     aside.replace(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def _file_of(path: str) -> str:
@@ -305,7 +305,8 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Bring a file or the names in a directory to the disk: until then a loss of power may undo them."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -223,6 +223,8 @@ class Run:
     def _write(self, frames: int, files: dict[str, bytes]) -> Path:
         size = sum(map(len, files.values()))
         self._checkpoints.mkdir(parents=True, exist_ok=True)
+        if (rows := self.run_dir / "metrics.jsonl").exists():
+            checkpoint.sync(rows)  # those before a checkpoint are not written again
         path = self._disk.write(self._checkpoints, size, lambda: checkpoint.save(self._checkpoints, frames, files))
         checkpoint.prune(self._checkpoints)
         self._replay_files.sweep(checkpoint.plain_parts(self._checkpoints, "replay"))
@@ -268,7 +270,8 @@ class Run:
                 self._stop()
             self.scores.watch(turn.timestep, turn.slots)
             if agent.replay is not None:
-                self._replay_files.advance(agent.replay)
+                with self.clock.measure("saving"):
+                    self._replay_files.advance(agent.replay)
             if turn.metrics is not None:
                 metrics.add(turn.metrics)
                 done = agent.frames >= self.total_frames
@@ -278,11 +281,13 @@ class Run:
                 self._metrics = metrics.state_dict()
                 if done or agent.frames >= self._next_checkpoint:
                     self._next_checkpoint = (agent.frames // self.checkpoint_frames + 1) * self.checkpoint_frames
-                    self._begin_saving(clone=True)
+                    with self.clock.measure("saving"):
+                        self._begin_saving(clone=True)
                 if done:
                     return self._end_saving()
             if self._disk.full or (self._saving is not None and self._saving.done()):
-                self._end_saving()
+                with self.clock.measure("saving"):
+                    self._end_saving()
             if self._signal is not None:
                 self._stop()
 

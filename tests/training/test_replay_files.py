@@ -1,6 +1,7 @@
 """Replay on disk: what comes back, what is written once, and what is missing or damaged."""
 
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from agents.replay import Replay
 from envs.contract import InputError
 from tests.agents.driving import describe
-from training import replay_files
+from training import checkpoint, replay_files
 from training.disk import Disk
 from training.replay_files import ReplayFiles
 
@@ -87,6 +88,14 @@ def test_what_no_checkpoint_needs_goes(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == len(states[1]["pieces"])
 
 
+def test_a_piece_that_waits_for_its_checkpoint_stays(tmp_path: Path) -> None:
+    files = ReplayFiles(tmp_path, Disk())
+    files.advance(filled(20))
+    files._pool.submit(int).result()  # behind it
+    files.sweep([])
+    assert [path.name for path in tmp_path.iterdir()] == ["000000000000-000000000016"]
+
+
 @pytest.mark.parametrize("harm", ["cut", "gone", "flipped"])
 def test_damage_is_one_line(harm: str, tmp_path: Path) -> None:
     files = ReplayFiles(tmp_path, Disk())
@@ -99,3 +108,22 @@ def test_damage_is_one_line(harm: str, tmp_path: Path) -> None:
         path.write_bytes(data[:-9] if harm == "cut" else data[:40] + bytes([data[40] ^ 1]) + data[41:])
     with pytest.raises(InputError, match=f"{path.name} cannot be read"):
         files.load(Replay(80, 2, 4, GAME), state)
+
+
+def test_a_checkpoint_whose_replay_is_damaged_is_not_whole(tmp_path: Path) -> None:
+    """A thousand flipped bits and a cut at every hundredth of its length; an older checkpoint that needs other pieces is."""
+    files, saved = ReplayFiles(tmp_path / "replay", Disk()), tmp_path / "checkpoints"
+    for frames, steps in ((1, 20), (2, 38)):
+        state = {"weights": {}, "optimizer": {}, "replay": files.save(filled(steps), keep=True)}
+        checkpoint.save(saved, frames, checkpoint.encode(state))
+    path, draw = max((tmp_path / "replay").iterdir()), random.Random(0)
+    data = path.read_bytes()
+    flips = [(draw.randrange(len(data)), 1 << draw.randrange(8)) for _ in range(1_000)]
+    harms = [data[:at] + bytes([data[at] ^ bit]) + data[at + 1 :] for at, bit in flips]
+    for harm in [*harms, *(data[: len(data) * percent // 100] for percent in range(100))]:
+        path.write_bytes(harm)
+        newest = checkpoint.newest(saved, check=replay_files.verify, quiet=True)
+        assert newest is not None and newest.name == "000000000001"
+    path.write_bytes(data)
+    newest = checkpoint.newest(saved, check=replay_files.verify)
+    assert newest is not None and newest.name == "000000000002"
