@@ -120,19 +120,26 @@ def test_a_run_that_is_killed_ends_as_if_it_never_was(
     with start.new_run(algorithm, config_of(algorithm, env, killed)):
         pass  # config.json is written
     draw, kills, shared = random.Random(f"{algorithm} {env}"), request.config.getoption("--kills"), names_in_memory()
+    hit = 0
     for kill in [*(signal.SIGKILL, signal.SIGTERM) * (kills // 2), None]:
+        began = inode(killed)
         process = resumed(killed)
         workers: list[int] = []
         if kill is not None:
-            more = draw.randrange(20, 200) / 1_000 * ENVS[env] * 4 / kills
-            _wait_for_frames(process, killed, more)
+            if draw.random() < 0.2:
+                time.sleep(draw.uniform(0, 4))  # while it starts, or soon after
+            else:
+                more = draw.randrange(20, 200) / 1_000 * ENVS[env] * 4 / kills
+                wait_for_frames(process, killed, began, more)
             workers = children(process.pid)
+            hit += process.poll() is None
             process.send_signal(kill)
         _, said = process.communicate(timeout=60)
         assert "Traceback" not in said
         assert process.returncode in (0, -signal.SIGKILL, 143, -signal.SIGTERM)  # the last while it starts
         wait_for(lambda workers=workers: not any(map(alive, workers)), seconds=5)  # type: ignore[misc]
         assert names_in_memory() == shared
+    assert hit == kills // 2 * 2
     assert process.returncode == 0
     assert last_of(killed) == last_of(reference)
     assert rows_of(killed) == rows_of(reference)
@@ -161,10 +168,18 @@ def names_in_memory() -> set[str]:
     return {path.name for path in Path("/dev/shm").glob("*") if not path.name.startswith("ViZDoom")}
 
 
-def _wait_for_frames(process: "subprocess.Popen[str]", run_dir: Path, more: float) -> None:
-    """Until it has trained so many frames more, or is done."""
+def inode(run_dir: Path) -> int:
+    """Of the metrics, which are written anew when training begins or goes on."""
+    path = run_dir / "metrics.jsonl"
+    return path.stat().st_ino if path.exists() else 0
+
+
+def wait_for_frames(process: "subprocess.Popen[str]", run_dir: Path, began: int, more: float) -> None:
+    """Until it goes on and has trained so many frames more, or is done."""
     saved = checkpoint.checkpoints(run_dir / "checkpoints")
     end = more + (int(saved[-1].name) if saved else 0)
+    while process.poll() is None and inode(run_dir) == began:
+        time.sleep(0.01)
     while process.poll() is None and not any(row["frames"] >= end for row in metrics.read(run_dir / "metrics.jsonl")):
         time.sleep(0.01)
 
