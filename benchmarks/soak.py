@@ -3,8 +3,9 @@
     python benchmarks/soak.py [--minutes 60]
 
 A run of PPO on pixels and one of DQN on RAM, whose replay is soon full, train side by side, each with checkpoints every minute
-or so. Every few seconds it is looked at what each trainer and its workers hold: resident memory (PSS, so that shared pages
-count once), open descriptors, threads, and what lies in `/dev/shm`. The first tenth is not counted: memory fills.
+or so. Every few seconds it is looked at what each trainer and its workers hold: memory of their own (PSS, so that shared pages
+count once, without files: whoever else maps a library changes each one's share of it), open descriptors, threads, and what lies
+in `/dev/shm`. The first tenth is not counted: memory fills.
 """
 
 import json
@@ -55,7 +56,7 @@ def held(pid: int) -> dict[str, float]:
     memory = 0
     for each in pids:
         fields = dict(line.split(":", 1) for line in Path(f"/proc/{each}/smaps_rollup").read_text().splitlines()[1:])
-        memory += int(fields["Pss"].split()[0]) * 1024
+        memory += sum(int(fields[name].split()[0]) * 1024 for name in ("Pss_Anon", "Pss_Shmem"))
     return {
         "memory, MB": memory / 1e6,
         "descriptors": sum(len(os.listdir(f"/proc/{each}/fd")) for each in pids),
