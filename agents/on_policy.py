@@ -22,6 +22,8 @@ from agents.storage import check_room
 from agents.torch_setup import autocast
 from envs.contract import GameDescription, InputError, TimeStep
 
+_COPIES = 4  # of a rollout in memory while a checkpoint is made of it: itself, what was taken down, its bytes, and the file
+
 
 @dataclass(frozen=True)
 class OnPolicyConfig:
@@ -127,7 +129,9 @@ class OnPolicyAgent(ABC):
         )
         what = f"a rollout of {config.rollout_steps:,} steps in each of {setting.num_envs:,} games"
         size = rollout(device=torch.device("meta")).size
-        check_room(what, size, "take fewer --rollout-steps or --num-envs", setting.device)
+        advice = "take fewer --rollout-steps or --num-envs"
+        check_room(what, size, advice, setting.device)
+        check_room(f"{what}, with a checkpoint of it", _COPIES * size, advice)
         self.rollout = rollout(device=setting.device)
         self.state = torch.zeros((setting.num_envs, state_size), device=setting.device)  # the memory's, before the next step
         self._times = {group.start: -1 for group in setting.groups}  # each group's step in the rollout

@@ -49,6 +49,10 @@ def _own_family(name: str) -> str | None:
 
 def brings_code(env_id: str) -> bool:
     """Whether an id names a module that is imported to play it, or a file that an engine reads."""
+    if env_id.startswith("dmlab/"):
+        from envs import lab
+
+        return env_id not in lab.ids()
     return ":" in env_id or env_id.startswith("doom/")
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import signal
 import sys
 import traceback
 from dataclasses import asdict
@@ -100,6 +101,11 @@ class Worker:
 
 def main() -> None:
     """A worker's life; its failures go to the trainer as one message."""
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # a whole job may be signalled; the trainer still wants its games for a checkpoint
+        signal.signal(number, signal.SIG_IGN)
     memory, commands, replies = map(int, sys.argv[1:])
     for fd in (memory, commands, replies):
         os.set_inheritable(fd, False)  # a game's engine that outlives its worker would keep the pipe open, and hide its end

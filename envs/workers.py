@@ -348,7 +348,11 @@ class _WorkerProcess(Channel):
         # What a worker leaves behind when it is killed goes with the folder.
         self._folder = tempfile.TemporaryDirectory(prefix="playfield-", ignore_cleanup_errors=True)
         folders = dict.fromkeys(("TMPDIR", "TEST_TMPDIR"), self._folder.name)
-        paths = [str(Path(__file__).parent.parent), *filter(None, sys.path), os.getcwd()]
+        paths = [str(Path(__file__).parent.parent), *filter(None, sys.path)]
+        if any(
+            ":" in env_id for _, env_id in self._order["ids"]
+        ):  # a module of the user's; else what lies here may be a stranger's
+            paths.append(os.getcwd())
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "envs.worker_process", str(memory), str(commands), str(replies)],
             pass_fds=(memory, commands, replies),

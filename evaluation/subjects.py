@@ -185,6 +185,7 @@ def _agent(
     trusted: str | None,
 ) -> Subject:
     algorithm, config, _ = load_config(directory / "config.json", trusted)
+    commit = json.loads(checkpoint.read_file(directory / "config.json", most=2**20)).get("commit")
     row = agents.ALGORITHMS[algorithm]
     chosen = policy or row.policies[0]
     if chosen not in row.policies:
@@ -203,7 +204,7 @@ def _agent(
         policy=chosen,
         frames=frames,
         checkpoint=saved,
-        commit=json.loads((directory / "config.json").read_text()).get("commit"),
+        commit=commit if isinstance(commit, str) else None,
         make_player=player,
         metrics=directory / "metrics.jsonl",
     )

@@ -264,7 +264,11 @@ def unknown_targets(text: str) -> list[str]:
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z][\w-]*):", makefile, re.MULTILINE))
     variables = set(re.findall(r"^([A-Z_]+) \?=", makefile, re.MULTILINE))
-    calls = [shlex.split(code, comments=True)[1:] for code in [*CODE.findall(prose(text)), *lines_of_code(text)] if code.startswith("make ")]
+    calls = [
+        shlex.split(code, comments=True)[1:]
+        for code in [*CODE.findall(prose(text)), *lines_of_code(text)]
+        if code.startswith("make ")
+    ]
     words = [word for call in calls for word in call]
     return [word for word in words if (word.split("=")[0] not in variables if "=" in word else word not in targets)]
 

@@ -1,5 +1,6 @@
 """A run that was stopped or killed, however often, is at its end the run that never was: every byte of its checkpoint."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -126,20 +127,25 @@ def test_a_run_that_is_killed_ends_as_if_it_never_was(
         process = resumed(killed)
         workers: list[int] = []
         if kill is not None:
-            if draw.random() < 0.2:
-                time.sleep(draw.uniform(0, 4))  # while it starts, or soon after
+            early = draw.random() < 0.2
+            if early:
+                time.sleep(draw.uniform(0, 3))  # while it starts, or soon after
             else:
                 more = draw.randrange(20, 200) / 1_000 * ENVS[env] * 4 / kills
                 wait_for_frames(process, killed, began, more)
             workers = children(process.pid)
             hit += process.poll() is None
             process.send_signal(kill)
+            if kill == signal.SIGTERM and not early:  # as where a whole job is ended
+                for worker in workers:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(worker, kill)
         _, said = process.communicate(timeout=60)
         assert "Traceback" not in said
         assert process.returncode in (0, -signal.SIGKILL, 143, -signal.SIGTERM)  # the last while it starts
         wait_for(lambda workers=workers: not any(map(alive, workers)), seconds=5)  # type: ignore[misc]
         assert names_in_memory() == shared
-    assert hit == kills // 2 * 2
+    assert hit > 0.7 * kills  # an early one may find it done
     assert process.returncode == 0
     assert last_of(killed) == last_of(reference)
     assert rows_of(killed) == rows_of(reference)
@@ -192,22 +198,72 @@ def test_a_signal_in_an_update_undoes_it(env: str, whole: Callable[[str, str], t
     stopped = tmp_path / "stopped"
     run = start.new_run("ppo", config_of("ppo", env, stopped))
     for _ in range(2):
-        agent: Any = run.agent
-        steps, step = itertools.count(), agent.gradient_step
-
-        def watched(*args: Any, run: Run = run, steps: Any = steps, step: Any = step) -> Any:
-            if next(steps) == 8 * 3 + 2:  # four epochs of two
-                run._on_signal(signal.SIGINT, None)
-            return step(*args)
-
-        agent.gradient_step = watched
-        with run, pytest.raises(Stopped):
-            run.train(lambda row: None)
-        assert next(steps) == 8 * 3 + 3  # the update did not go on
+        stop_in_update(run, 3)
         run = start.old_run(stopped)
-    train(run, [])
+    with run, pytest.raises(KeyboardInterrupt):  # as a kill would end it, when the update has its row
+        run.train(raise_interrupt)
+    train(start.old_run(stopped), [])
     assert last_of(stopped) == last_of(reference)
     assert rows_of(stopped) == rows_of(reference)
+
+
+def stop_in_update(run: Run, number: int) -> None:
+    """Train until the third gradient step of an update; each has four epochs of two."""
+    agent: Any = run.agent
+    steps, step = itertools.count(), agent.gradient_step
+
+    def watched(*args: Any) -> Any:
+        if next(steps) == 8 * number + 2:
+            run._on_signal(signal.SIGINT, None)
+        return step(*args)
+
+    agent.gradient_step = watched
+    with run, pytest.raises(Stopped):
+        run.train(lambda row: None)
+    assert next(steps) == 8 * number + 3  # the update did not go on
+
+
+def raise_interrupt(_: dict[str, float]) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("at", ["the last turn but one", "the last update"])
+def test_a_run_that_was_stopped_behind_its_last_frame_is_not_at_its_end(
+    at: str, whole: Callable[[str, str], tuple[Path, int]], tmp_path: Path
+) -> None:
+    reference, turns = whole("ppo", "Bowling-ram-v0")
+    updates = checkpoint.load(checkpoint.checkpoints(reference / "checkpoints")[-1])["agent"]["counters"]["updates"]
+    stopped = tmp_path / "stopped"
+    run = start.new_run("ppo", config_of("ppo", "Bowling-ram-v0", stopped))
+    if at == "the last update":
+        stop_in_update(run, updates - 1)
+    else:
+        train(run, [turns - 1])
+    assert int(checkpoint.checkpoints(stopped / "checkpoints")[-1].name) >= run.total_frames
+    assert train_main(["resume", str(stopped)]) == 0
+    assert last_of(stopped) == last_of(reference)
+    assert rows_of(stopped) == rows_of(reference)
+    last = (stopped / "metrics.jsonl").stat().st_mtime_ns
+    assert train_main(["resume", str(stopped)]) == 0
+    assert (stopped / "metrics.jsonl").stat().st_mtime_ns == last  # now it is
+
+
+@pytest.mark.parametrize("algorithm", SETTINGS)
+def test_a_run_that_was_stopped_before_its_first_row_writes_the_same_ones(
+    algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row comes every 200 frames here, and PPO's rollouts have 64."""
+    monkeypatch.setattr(metrics, "ROWS", 10)
+    for name, stops in (("whole", [10**9]), ("stopped", [3, 10**9])):
+        run = start.new_run(algorithm, config_of(algorithm, "CartPole-v1", tmp_path / name))
+        for stop in stops:
+            train(run, [stop])
+            if stop < 10**9:
+                run = start.old_run(tmp_path / name)
+    assert len(rows_of(tmp_path / "whole")) > 1
+    assert rows_of(tmp_path / "stopped") == rows_of(tmp_path / "whole")
+    assert last_of(tmp_path / "stopped") == last_of(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("algorithm", SETTINGS)
@@ -252,13 +308,24 @@ def test_an_update_of_minutes_does_not_hold_up_a_signal(number: int, tmp_path: P
     ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").exists())
-    time.sleep(3)  # the rollout took less than one
+    wait_for(lambda: stand_still(children(process.pid)))  # the rollout is full
     process.send_signal(number)
     process.communicate(timeout=30)
     assert process.returncode == 128 + number
     state = checkpoint.load(checkpoint.checkpoints(tmp_path / "run" / "checkpoints")[-1])
     assert state["turns"]["observed"]
     assert state["agent"]["counters"]["updates"] == 0
+
+
+def stand_still(pids: list[int]) -> bool:
+    """Whether processes use no processor for a second."""
+
+    def used() -> list[str]:
+        return [Path(f"/proc/{pid}/schedstat").read_text().split()[0] for pid in pids]
+
+    before = used()
+    time.sleep(1)
+    return used() == before
 
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])

@@ -41,7 +41,7 @@ KEEP = 3  # newest checkpoints that are kept, beside the best
 _FILES = ("weights", "optimizer")  # top-level parts of a state that have a file of their own; other tensors share one
 _TENSORS = (*_FILES, "tensors")
 _TENSOR = "tensor:"  # marks a string in state.json that stands for a tensor
-_MOST_JSON = 2**28  # bytes of a state.json; a million games side by side would have more
+MOST_JSON = 2**25  # bytes of a state.json; one of 65,536 games side by side has fewer
 _NAME = "[0-9]" * 12  # so that nothing else is ever deleted
 # What directories are called before a checkpoint is there, while another takes its place, and before it is deleted.
 _WRITING, _BEFORE, _GONE = ".writing-", ".before-", ".gone-"
@@ -53,6 +53,10 @@ class NoCheckpointError(InputError):
     """A run has checkpoints, and none of them is whole."""
 
     exit_code = 3
+
+
+class TooLargeError(InputError):
+    """A file does not fit into memory, which says nothing about whether it is whole."""
 
 
 def flatten(state: Any, path: str = "") -> tuple[Any, dict[str, Tensor]]:
@@ -138,20 +142,28 @@ def sweep(directory: Path) -> None:
             before.rename(place)
     for prefix in (_WRITING, _BEFORE, _GONE):
         for stale in directory.glob(prefix + _NAME):
-            stale.unlink() if stale.is_symlink() else shutil.rmtree(stale)
+            remove(stale)
+
+
+def remove(path: Path) -> None:
+    """Delete whatever stands at a path; of a link the link alone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def verify(checkpoint: Path) -> None:
     """Compare every file of a checkpoint with its manifest.
 
     Raises:
-        InputError: the directory is no checkpoint, it is of another version, a file is missing or is not what was written, or
-            it does not fit into memory.
+        InputError: the directory is no checkpoint, it is of another version, a file is missing or is not what was written.
+        TooLargeError: it does not fit into memory.
     """
     try:
         manifest = json.loads(read_file(checkpoint / "manifest.json", most=2**20))
         if manifest["format"] not in READABLE:
-            raise InputError(f"{checkpoint} has format {manifest['format']!r}, and this version reads {FORMAT}")
+            raise InputError(f"{checkpoint} has format {manifest['format']!r}, and this version reads {READABLE}")
         for name in ("state.json", *(f"{part}.safetensors" for part in _TENSORS)):
             if sha256(checkpoint / name) != manifest["sha256"][name]:
                 raise InputError(f"{checkpoint / name} is damaged: it is not what was written")
@@ -169,12 +181,15 @@ def newest(directory: Path, *, check: Callable[[Path], None] = verify, quiet: bo
 
     Raises:
         NoCheckpointError: there are some, and none of them is whole.
+        TooLargeError: one does not fit into memory; an older one would lose what was learned since.
     """
     saved = checkpoints(directory)
     for path in reversed(saved):
         try:
             check(path)
             return path
+        except TooLargeError:
+            raise
         except InputError as error:
             if not quiet:
                 print(f"{error}; looking at an older one", file=sys.stderr)
@@ -191,7 +206,7 @@ def load(checkpoint: Path, device: torch.device | str = "cpu") -> dict[str, Any]
     """
     verify(checkpoint)
     try:
-        plain = json.loads(read_file(checkpoint / "state.json", most=_MOST_JSON))
+        plain = json.loads(read_file(checkpoint / "state.json", most=MOST_JSON))
         tensors: dict[str, Tensor] = {}
         for name in _TENSORS:
             tensors |= safetensors.torch.load_file(checkpoint / f"{name}.safetensors", device=str(device))
@@ -224,43 +239,53 @@ def checkpoints(directory: Path) -> list[Path]:
     return sorted(path for path in directory.glob(_NAME) if path.is_dir() and not path.is_symlink())
 
 
-def plain_parts(directory: Path, name: str) -> list[Any]:
+def state_parts(directory: Path, name: str) -> list[Any]:
     """One part of the state of each checkpoint below a directory that has it, tensors left out."""
     parts = []
     for path in checkpoints(directory):
-        with contextlib.suppress(*_DAMAGES):  # what cannot be read will not be resumed
-            parts.append(plain_part(path, name))
+        with contextlib.suppress(InputError):  # what cannot be read will not be resumed
+            parts.append(state_part(path, name))
     return parts
 
 
-def plain_part(checkpoint: Path, name: str) -> Any:
-    """One part of the state of a checkpoint, tensors left out; raises whatever a damaged file makes of it."""
-    return json.loads(read_file(checkpoint / "state.json", most=_MOST_JSON))[name]
+def state_part(checkpoint: Path, name: str) -> Any:
+    """One part of the state of a checkpoint, tensors left out.
+
+    Raises:
+        InputError: it cannot be read, or has no such part.
+    """
+    try:
+        return json.loads(read_file(checkpoint / "state.json", most=MOST_JSON))[name]
+    except _DAMAGES as error:
+        raise _unreadable(checkpoint, error) from error
 
 
-def prune(directory: Path) -> None:
-    """Keep the newest three and the one with the best mean score of its last training games."""
-    kept = checkpoints(directory)
+def prune(newest: Path) -> None:
+    """Keep three checkpoints, the newest last, and the one with the best mean score of its last training games.
+
+    Where a run went on from an earlier one, those of later frames are damaged; they go when it is there again.
+    """
+    kept = [path for path in checkpoints(newest.parent) if path.name <= newest.name]
     scores = {path: _score(path) for path in kept}
     best = max(kept, key=lambda path: (*scores[path], path.name), default=None)
     for path in kept[:-KEEP]:
         if path != best:
-            shutil.rmtree(path.rename(directory / f"{_GONE}{path.name}"))  # whole, or not there
+            shutil.rmtree(path.rename(path.with_name(f"{_GONE}{path.name}")))  # whole, or not there
 
 
 def _score(checkpoint: Path) -> tuple[bool, float]:
     """Whether a checkpoint has the 100 games that a mean wants, and their mean; the lowest of all where it cannot be read."""
     try:
-        scores = plain_part(checkpoint, "scores")
+        scores = state_part(checkpoint, "scores")
         return all(len(games) == WINDOW for games in scores["last"].values()), float(scores["mean_100"])
-    except _DAMAGES:
+    except (InputError, *_DAMAGES):
         return False, float("-inf")
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file so that it is there whole or not at all, after a loss of power too."""
     aside = path.with_name(f".{path.name}.new")
-    aside.unlink(missing_ok=True)
+    remove(aside)
     try:
         with aside.open("xb") as file:  # anew: what stands there may be a link to somewhere else
             file.write(content.encode() if isinstance(content, str) else content)
@@ -282,14 +307,15 @@ def check_file(path: Path, most: float = math.inf) -> None:
 
     Raises:
         OSError: it is not there.
-        InputError: it is such a file.
+        InputError: it is no regular file.
+        TooLargeError: it is too large.
     """
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         raise InputError(f"{path} is no regular file")
-    most = min(most, free_memory() or math.inf)
-    if found.st_size > most:
-        raise InputError(f"{path} has {found.st_size:,} bytes; at most {most:,} are read")
+    free = free_memory()
+    if found.st_size > (most := min(most, math.inf if free is None else free)):
+        raise TooLargeError(f"{path} has {found.st_size:,} bytes; at most {most:,} are read")
 
 
 def read_file(path: Path, most: float = math.inf) -> bytes:

@@ -18,7 +18,7 @@ from training.checkpoint import read_file, write_whole
 
 AgentConfig = TypeVar("AgentConfig")
 FORMAT = 1  # of config.json
-_MOST_THREADS = 4_096
+_MOST_CORES = 1_024  # that a plan may speak of: each is a process and a thread
 _SUFFIXES = {"k": 10**3, "M": 10**6, "B": 10**9}
 
 
@@ -216,7 +216,7 @@ def _check_number(name: str, value: Any) -> None:
 class Plan:
     """How this machine runs it: decided once, written down, and used again by `resume`, since another plan means other bits."""
 
-    device: str
+    device: Literal["cpu", "cuda"]
     precision: Literal["fp32", "bf16"]
     workers: int
     """Processes that play."""
@@ -226,7 +226,9 @@ class Plan:
     """CPU threads that share an update, while the workers wait."""
 
 
-def make_plan(num_envs: int, cores: int, device: str, precision: Literal["fp32", "bf16"], *, images: bool) -> Plan:
+def make_plan(
+    num_envs: int, cores: int, device: Literal["cpu", "cuda"], precision: Literal["fp32", "bf16"], *, images: bool
+) -> Plan:
     """A fixed function of the machine's cores and the run.
 
     Where the policy looks at pictures on the CPU, acting takes about as long as playing, and one core is left to it.
@@ -303,5 +305,5 @@ def _check_types(part: Any) -> None:
 def _check_plan(plan: Plan, num_envs: int) -> None:
     if num_envs < 1 or plan.groups < 1 or num_envs % plan.groups:
         raise ValueError(f"{num_envs} games do not divide into {plan.groups} groups")
-    if not (1 <= plan.workers <= num_envs and 1 <= plan.learn_threads <= _MOST_THREADS):
+    if not (1 <= plan.workers <= min(num_envs, _MOST_CORES) and 1 <= plan.learn_threads <= _MOST_CORES):
         raise ValueError(f"{plan.workers} workers and {plan.learn_threads} threads")

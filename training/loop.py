@@ -1,5 +1,6 @@
 """Training: the order of calls between environments and agent, and around it counting, logging and checkpoints."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -18,7 +19,7 @@ from envs.contract import Envs, InputError, TimeStep
 from training import checkpoint
 from training.disk import Disk
 from training.lock import Lock
-from training.metrics import Clock, Metrics
+from training.metrics import Clock, Metrics, check_state
 from training.replay_files import ReplayFiles
 from training.scores import Scores
 
@@ -152,8 +153,8 @@ class Run:
 
     def __exit__(self, *_: object) -> None:
         """End the environments' workers and the threads that write, and let go of the directory."""
+        self._disk.give_up()  # first: whatever fails below, no thread waits for room any more
         self.envs.close()
-        self._disk.give_up()
         self._saver.shutdown()
         self._replay_files.close()
         if self._lock is not None:
@@ -177,7 +178,7 @@ class Run:
             self.scores.load_state_dict(state["scores"])
             self.envs.load_state_dict(state["envs"], seeds)
             self.turns.load_state_dict(state["turns"])
-            self._metrics, self._next_checkpoint = state["metrics"], state["next_checkpoint"]
+            self._metrics, self._next_checkpoint = check_state(state["metrics"]), int(state["next_checkpoint"])
         except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{path} does not fit this version; the run's config.json names its commit ({reason})") from error
@@ -221,13 +222,14 @@ class Run:
         self._saving = self._saver.submit(self._write, self.agent.frames, files)
 
     def _write(self, frames: int, files: dict[str, bytes]) -> Path:
-        size = sum(map(len, files.values()))
-        self._checkpoints.mkdir(parents=True, exist_ok=True)
-        if (rows := self.run_dir / "metrics.jsonl").exists():
-            checkpoint.sync(rows)  # those before a checkpoint are not written again
-        path = self._disk.write(self._checkpoints, size, lambda: checkpoint.save(self._checkpoints, frames, files))
-        checkpoint.prune(self._checkpoints)
-        self._replay_files.sweep(checkpoint.plain_parts(self._checkpoints, "replay"))
+        def save() -> Path:
+            if (rows := self.run_dir / "metrics.jsonl").exists():
+                checkpoint.sync(rows)  # those before a checkpoint are not written again
+            return checkpoint.save(self._checkpoints, frames, files)
+
+        path = self._disk.write(self.run_dir, sum(map(len, files.values())), save)
+        checkpoint.prune(path)
+        self._replay_files.sweep(checkpoint.state_parts(self._checkpoints, "replay"))
         return path
 
     def _end_saving(self) -> None:
@@ -251,8 +253,7 @@ class Run:
         """
         before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
         try:
-            with Metrics(self.run_dir, self.total_frames, self.agent.frames, self._disk) as metrics:
-                metrics.load_state_dict(self._metrics)
+            with Metrics(self.run_dir, self.total_frames, self._metrics, self._disk) as metrics:
                 self._train(metrics, show)
         except NonFiniteError as error:
             raise self._protect(error) from error
@@ -298,22 +299,24 @@ class Run:
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         """Stop behind the turn in progress; a second signal ends the process at once."""
+        for each in _SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
         self._signal = number
         self.agent.hurry = True
         self._disk.give_up()
-        for each in _SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
         if sys.stderr.isatty():  # the progress line has hidden it, and a second signal would leave it so
             os.write(2, _SHOW_CURSOR + b"\nstopping behind a checkpoint; once more, and it stops at once\n")
 
     def _protect(self, error: NonFiniteError) -> ProtectedError:
         """Keep what is not finite for a look at it."""
-        self._end_saving()
         path = self.run_dir / "non-finite.safetensors"
         batch = {name: value.detach().cpu().contiguous().clone() for name, value in error.batch.items()}
         kept = f"what it came from is in {path}"
         try:
-            path.write_bytes(safetensors.torch.save(batch))
+            checkpoint.write_whole(path, safetensors.torch.save(batch))
         except OSError as problem:
             kept = f"what it came from could not be kept ({problem.strerror})"
+        self._disk.give_up()
+        with contextlib.suppress(OSError, InputError):  # why a checkpoint could not be written is the lesser news
+            self._end_saving()
         return ProtectedError(f"{error}, at {self.agent.frames:,} frames; {kept}, and {self._stands()}")

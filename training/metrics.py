@@ -22,14 +22,19 @@ ROWS = 1_000  # most rows that a run writes, whatever its length
 class Metrics:
     """Averages what comes in and writes a row whenever the run is a thousandth further."""
 
-    def __init__(self, run_dir: Path, total_frames: int, frames: int = 0, disk: Disk | None = None) -> None:
-        """Open the files of a run; rows of later frames than `frames` are from before a resume, and go.
+    def __init__(
+        self, run_dir: Path, total_frames: int, state: Mapping[str, Any] | None = None, disk: Disk | None = None
+    ) -> None:
+        """Open the files of a run where `state_dict` stood; rows that were written later are from before a resume, and go.
 
         TensorBoard's files are copies: they are written anew from the rows that stay.
         """
+        state = state or {"written": 0, "seen": {}}
+        self._written: int = state["written"]
+        self._seen = defaultdict[str, list[float]](list, {name: list(values) for name, values in state["seen"].items()})
         self._run_dir, self._disk = run_dir, disk or Disk()
         path = run_dir / "metrics.jsonl"
-        kept = [row for row in read(path) if row["frames"] <= frames]
+        kept = [row for row in read(path) if row["frames"] <= self._written]
         content = "".join(map(_line, kept)).encode()
         self._disk.write(run_dir, len(content), lambda: write_whole(path, content))
         self._file = path.open("ab", buffering=0)
@@ -39,8 +44,6 @@ class Metrics:
         self._tensorboard: SummaryWriter | None = None
         self._copy(kept)
         self._period = total_frames / ROWS
-        self._written = frames
-        self._seen: defaultdict[str, list[float]] = defaultdict(list)
 
     def add(self, metrics: Mapping[str, float]) -> None:
         """Take in the metrics of one update."""
@@ -79,14 +82,8 @@ class Metrics:
                     self._tensorboard.add_scalar(name, value, int(row["frames"]))
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next row will be made of."""
+        """The frames of the last row, and what the next one will be made of."""
         return {"written": self._written, "seen": {name: list(values) for name, values in self._seen.items()}}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take it back; nothing where the run begins."""
-        self._written = state.get("written", self._written)
-        for name, values in state.get("seen", {}).items():
-            self._seen[name] = list(values)
 
     def __enter__(self) -> Self:
         """Close the files at the end of a `with` block."""
@@ -100,6 +97,25 @@ class Metrics:
                 self._tensorboard.close()
 
 
+def check_state(state: Any) -> dict[str, Any]:
+    """What `Metrics.state_dict` has returned, or nothing, where a run was stopped before its first update.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if state and not (
+        _is_number(state["written"])
+        and all(isinstance(values, list) and all(map(_is_number, values)) for values in state["seen"].values())
+    ):
+        raise ValueError("metrics are numbers")
+    return dict(state)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is one that every reader of metrics takes."""
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
+
+
 def _line(row: Mapping[str, float]) -> str:
     return json.dumps(row) + "\n"
 
@@ -109,10 +125,13 @@ def read(path: Path) -> list[dict[str, float]]:
     rows = []
     for line in checkpoint.read_file(path).splitlines() if path.exists() else ():
         try:
-            row = {name: value for name, value in json.loads(line).items() if isinstance(value, int | float)}
-            rows.append({"frames": row.pop("frames"), **row})
+            row = {name: value for name, value in json.loads(line).items() if _is_number(value)}
+            frames = row.pop("frames")
         except (ValueError, KeyError, AttributeError, RecursionError):
             break
+        if not (isinstance(frames, int) and frames >= 0):
+            break
+        rows.append({"frames": frames, **row})
     return rows
 
 

@@ -24,7 +24,8 @@ from training import checkpoint
 from training.checkpoint import write_whole
 from training.disk import Disk
 
-ROWS = 1_024  # most steps of a piece; with 8 games of 84 x 84 bytes that is 58 MB before it is compressed
+ROWS = 1_024  # most steps of a piece
+_TRANSITIONS = 8 * 1_024  # of all games together, at most; with images of 84 x 84 bytes that is 58 MB before it is compressed
 _LEVEL = 1  # zlib's fastest: frames of Atari games shrink to a twentieth
 _DIGITS = "[0-9]" * 12
 _HEADER = 2**16  # bytes of a piece beside its tables, at most
@@ -45,23 +46,27 @@ class ReplayFiles:
         """Begin to write what has become a whole piece."""
         if not self._saved:
             return
-        while replay.complete - (start := self._next_start(replay)) >= ROWS:
-            self._add(replay, (start, start + ROWS))
+        rows = max(1, min(ROWS, _TRANSITIONS // replay.num_envs))
+        while replay.complete - (start := self._next_start(replay)) >= rows:
+            self._add(replay, (start, start + rows))
 
     def _next_start(self, replay: Replay) -> int:
         return max(self._pieces[-1][1] if self._pieces else 0, replay.oldest)
 
     def _add(self, replay: Replay, piece: _Piece) -> None:
-        waiting = [future for future in self._sums.values() if not future.done()]
-        if len(waiting) > 1:  # so that no more than three are in memory
-            waiting[0].result()
+        for future in [*self._sums.values()][:-2]:  # so that no more than three are in memory, and a failure ends the run
+            future.result()
         self._pieces.append(piece)
         self._sums[piece] = self._pool.submit(self._write, piece, replay.steps(*piece))
 
     def _write(self, piece: _Piece, steps: dict[str, Tensor]) -> str:
         data = zlib.compress(safetensors.torch.save(steps), _LEVEL)
-        self._directory.mkdir(parents=True, exist_ok=True)
-        self._disk.write(self._directory, len(data), lambda: write_whole(self._path(piece), data))
+
+        def write() -> None:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            write_whole(self._path(piece), data)
+
+        self._disk.write(self._directory.parent, len(data), write)
         return hashlib.sha256(data).hexdigest()
 
     def save(self, replay: Replay, *, keep: bool) -> dict[str, Any]:
@@ -106,11 +111,13 @@ class ReplayFiles:
     def _read(self, replay: Replay, piece: _Piece) -> str:
         path, (start, stop) = self._path(piece), piece
         try:
+            if not 0 < stop - start <= min(ROWS, replay.rows):
+                raise ValueError(f"{stop - start} steps")
             data = checkpoint.read_file(path)
             most = (stop - start) * replay.bytes_a_row + _HEADER
             reader = zlib.decompressobj()
             replay.put_steps(start, safetensors.torch.load(reader.decompress(data, most)))
-        except (OSError, zlib.error, safetensors.SafetensorError, RuntimeError, LookupError, ValueError) as error:
+        except (OSError, zlib.error, safetensors.SafetensorError, RuntimeError, LookupError, ValueError, TypeError) as error:
             raise InputError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
         return hashlib.sha256(data).hexdigest()
 
@@ -145,7 +152,8 @@ def verify(saved: Path) -> None:
     """
     checkpoint.verify(saved)
     try:
-        pieces = json.loads(checkpoint.read_file(saved / "state.json")).get("replay", {}).get("pieces", [])
+        state = json.loads(checkpoint.read_file(saved / "state.json", most=checkpoint.MOST_JSON))
+        pieces = state.get("replay", {}).get("pieces", [])
         for start, stop, *sums in pieces:
             path = saved.parent.parent / "replay" / f"{start:012d}-{stop:012d}"
             if sums and checkpoint.sha256(path) != sums[0]:

@@ -5,10 +5,10 @@ import itertools
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -41,12 +41,7 @@ def new_run(algorithm: str, config: RunConfig[Any]) -> Run:
     try:
         agent = build_agent(algorithm, config, plan, envs.description)
         facts = {"protocol": dataclasses.asdict(envs.description.protocol), "versions": versions(), "commit": commit()}
-        lock = _make_directory(run_dir)
-        try:
-            save_config(run_dir / "config.json", algorithm, config, plan, facts)
-        except OSError as error:
-            shutil.rmtree(run_dir)
-            raise InputError(f"--run-dir {run_dir} cannot be written: {error.strerror}") from error
+        lock = _make_directory(run_dir, lambda path: save_config(path, algorithm, config, plan, facts))
     except BaseException:
         envs.close()
         raise
@@ -62,15 +57,25 @@ def plan_of(config: RunConfig[Any]) -> Plan:
     device = pick_device(config.device)
     bf16 = pick_precision(config.precision, device) == torch.bfloat16
     images = registry.sees_images(config.env)
-    return make_plan(config.agent.num_envs, usable_cores(), str(device), "bf16" if bf16 else "fp32", images=images)
+    on: Literal["cpu", "cuda"] = "cuda" if device.type == "cuda" else "cpu"
+    return make_plan(config.agent.num_envs, usable_cores(), on, "bf16" if bf16 else "fp32", images=images)
 
 
-def _make_directory(run_dir: Path) -> Lock:
+def _make_directory(run_dir: Path, write_config: Callable[[Path], None]) -> Lock:
+    """A run's directory, locked and with its config; or none."""
     try:
         run_dir.mkdir(parents=True)
     except OSError as error:
         raise InputError(f"--run-dir {run_dir} cannot be made: {error.strerror}") from error
-    return Lock(run_dir)
+    try:
+        lock = Lock(run_dir)
+        write_config(run_dir / "config.json")
+    except BaseException as error:
+        shutil.rmtree(run_dir)
+        if isinstance(error, OSError):
+            raise InputError(f"--run-dir {run_dir} cannot be written: {error.strerror}") from error
+        raise
+    return lock
 
 
 def finished(run_dir: Path, trusted: str | None = None) -> bool:
@@ -83,7 +88,11 @@ def finished(run_dir: Path, trusted: str | None = None) -> bool:
     if (run_dir / "weights.safetensors").exists():
         raise InputError(f"{run_dir} is a trained agent without the run that made it; `evaluate.py {run_dir}` measures it")
     saved = checkpoint.newest(run_dir / "checkpoints", quiet=True)  # `old_run` says it
-    return saved is not None and int(saved.name) >= config.total_frames
+    if saved is None or int(saved.name) < config.total_frames:
+        return False
+    # The end writes a row of metrics; a signal in the last update leaves a checkpoint of the same frame without one.
+    written = checkpoint.state_part(saved, "metrics")
+    return isinstance(written, dict) and written.get("written") == int(saved.name)
 
 
 def old_run(run_dir: Path, trusted: str | None = None) -> Run:

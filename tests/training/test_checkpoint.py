@@ -109,15 +109,13 @@ def test_nothing_but_whole_checkpoints_is_seen(tmp_path: Path, monkeypatch: pyte
 
 def test_the_newest_three_and_the_best_are_kept(tmp_path: Path) -> None:
     for frames, score in enumerate([None, 3.0, 9.0, 4.0, 5.0, 6.0], start=1):
-        save(tmp_path, frames, state_of(score))
-        checkpoint.prune(tmp_path)
+        checkpoint.prune(save(tmp_path, frames, state_of(score)))
     assert [int(path.name) for path in checkpoint.checkpoints(tmp_path)] == [3, 4, 5, 6]
 
 
 def test_the_best_is_the_best_of_those_with_a_hundred_games(tmp_path: Path) -> None:
     for frames, (score, games) in enumerate([(9.0, 60), (4.0, 100), (3.0, 100), (3.0, 100), (3.0, 100)], start=1):
-        save(tmp_path, frames, state_of(score, games=games))
-        checkpoint.prune(tmp_path)
+        checkpoint.prune(save(tmp_path, frames, state_of(score, games=games)))
     assert [int(path.name) for path in checkpoint.checkpoints(tmp_path)] == [2, 3, 4, 5]
 
 
@@ -138,9 +136,41 @@ def test_a_checkpoint_of_the_same_frame_is_replaced_whole(tmp_path: Path, monkey
 
 def test_without_any_score_only_the_newest_are_kept(tmp_path: Path) -> None:
     for frames in range(1, 6):
-        save(tmp_path, frames, state_of(None))
-        checkpoint.prune(tmp_path)
+        checkpoint.prune(save(tmp_path, frames, state_of(None)))
     assert [int(path.name) for path in checkpoint.checkpoints(tmp_path)] == [3, 4, 5]
+
+
+def test_the_one_just_saved_stays_where_later_ones_are_damaged(tmp_path: Path) -> None:
+    """A run that went on from the first of four comes by the others again."""
+    for frames in (1, 5, 6, 7):
+        path = save(tmp_path, frames, state_of(None))
+        if frames > 1:
+            (path / "weights.safetensors").write_bytes(b"cut off")
+    for frames in (2, 3, 4, 6):
+        saved = save(tmp_path, frames, state_of(None))
+        checkpoint.prune(saved)
+        assert checkpoint.newest(tmp_path, quiet=True) == saved
+
+
+def test_a_neighbour_that_cannot_be_read_does_not_hold_up_a_save(tmp_path: Path) -> None:
+    for frames in range(1, 5):
+        path = save(tmp_path, frames, state_of(1.0))
+        if frames == 1:
+            (path / "state.json").unlink()
+            os.mkfifo(path / "state.json")
+        checkpoint.prune(path)
+    assert [int(path.name) for path in checkpoint.checkpoints(tmp_path)] == [2, 3, 4]
+    assert len(checkpoint.state_parts(tmp_path, "scores")) == 3
+
+
+def test_what_does_not_fit_into_memory_is_not_taken_for_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older checkpoint would lose what was learned since, without a word."""
+    for frames in (1, 2):
+        save(tmp_path, frames, state_of(1.0))
+    for free in (1, 0):
+        monkeypatch.setattr(checkpoint, "free_memory", lambda free=free: free)
+        with pytest.raises(checkpoint.TooLargeError, match=rf"000000000002/.* has [\d,]+ bytes; at most {free} are read"):
+            checkpoint.newest(tmp_path)
 
 
 FILES = ["manifest.json", "optimizer.safetensors", "state.json", "tensors.safetensors", "weights.safetensors"]

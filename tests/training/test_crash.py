@@ -57,7 +57,7 @@ def test_every_prefix_of_a_save_leaves_a_checkpoint(frames: int, tmp_path: Path)
         directory = tmp_path / str(number)
         checkpoint.save(directory, 1, checkpoint.encode(before))
         files = checkpoint.encode(after)
-        died = dies_at(number, lambda d=directory, f=files: checkpoint.prune(checkpoint.save(d, frames, f).parent))  # type: ignore[misc]
+        died = dies_at(number, lambda d=directory, f=files: checkpoint.prune(checkpoint.save(d, frames, f)))  # type: ignore[misc]
         checkpoint.sweep(directory)
         found = checkpoint.newest(directory)
         assert found is not None
@@ -102,9 +102,8 @@ def test_every_prefix_of_a_save_with_replay_leaves_pieces_that_its_checkpoint_na
 
     def save(run_dir: Path, files: ReplayFiles, replay: Replay, frames: int) -> None:
         state = {"weights": {}, "optimizer": {}, "replay": files.save(replay, keep=True)}
-        checkpoint.save(run_dir / "checkpoints", frames, checkpoint.encode(state))
-        checkpoint.prune(run_dir / "checkpoints")
-        files.sweep(checkpoint.plain_parts(run_dir / "checkpoints", "replay"))
+        checkpoint.prune(checkpoint.save(run_dir / "checkpoints", frames, checkpoint.encode(state)))
+        files.sweep(checkpoint.state_parts(run_dir / "checkpoints", "replay"))
 
     for number in range(1_000):
         run_dir = tmp_path / str(number)

@@ -1,6 +1,7 @@
 """A disk that is full: nothing that was there is lost, one line says it, and training goes on when there is room."""
 
 import errno
+import itertools
 import json
 import os
 import re
@@ -9,13 +10,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from agents.dqn import DQNConfig
 from tests.training.test_checkpoint import same, state_of
-from training import checkpoint, disk, metrics
+from training import checkpoint, disk, metrics, start
+from training.config import RunConfig
 from training.disk import Disk, DiskFullError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -98,6 +102,82 @@ def test_what_fails_for_want_of_room_is_tried_again_and_said_once(
     assert re.search(r"the disk is full, 12,345 bytes are needed and [\d,]+ free; training waits for room", said)
 
 
+def test_each_writer_says_once_that_it_waits_whatever_others_write(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of metrics find room where a checkpoint does not; while one waits, training does."""
+    monkeypatch.setattr(disk, "RETRY_SECONDS", 0.01)
+    writer, tries = Disk(), itertools.count()
+
+    def large() -> None:
+        if next(tries) < 20:
+            raise OSError(errno.ENOSPC, "full")
+
+    saver = threading.Thread(target=writer.write, args=(tmp_path, 12_345, large))
+    saver.start()
+    while next(tries) < 20:
+        full = writer.full
+        writer.write(tmp_path, 1, lambda: None)
+        assert not full or writer.full or not saver.is_alive()
+        time.sleep(0.01)
+    saver.join()
+    assert not writer.full
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_half_a_row_of_metrics_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system may write a part of what it is given."""
+    monkeypatch.setattr(disk, "RETRY_SECONDS", 0.01)
+    with metrics.Metrics(tmp_path, 1_000) as written:
+        file, calls = written._file, itertools.count()
+
+        class Short:
+            def write(self, line: bytes) -> int:
+                return file.write(line if next(calls) else line[:9])
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(file, name)
+
+        written._file = Short()  # type: ignore[assignment]
+        written.write(1, 1, {})
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"frames": 1, "steps": 1}\n'
+
+
+def test_any_call_that_fails_for_want_of_room_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Directories too, and what a disk says only when it is asked to keep what it was given."""
+    monkeypatch.setattr(disk, "RETRY_SECONDS", 0.01)
+    agent = DQNConfig(num_envs=2, capacity=200, start_frames=50, update_steps=16, batch_size=8)
+    fails_at, calls = 0, 0
+
+    def full(call: Callable[..., Any], place: Callable[..., str]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **flags: Any) -> Any:
+            nonlocal calls
+            if str(tmp_path) in place(args[0]):
+                calls += 1
+                if calls == fails_at:
+                    raise OSError(errno.ENOSPC, "full")
+            return call(*args, **flags)
+
+        return wrapped
+
+    monkeypatch.setattr(os, "fsync", full(os.fsync, lambda descriptor: os.readlink(f"/proc/self/fd/{descriptor}")))
+    monkeypatch.setattr(os, "mkdir", full(os.mkdir, str))
+    ends = set()
+    for attempt in itertools.count():
+        config = RunConfig("CartPole-v1", agent, total_frames=400, checkpoint_frames=200, run_dir=tmp_path / str(attempt))
+        fails_at = 0
+        run = start.new_run("dqn", config)
+        calls, fails_at = 0, attempt
+        with run:
+            run.train(lambda row: None)
+        last = checkpoint.checkpoints(tmp_path / str(attempt) / "checkpoints")[-1]
+        ends.add((last / "manifest.json").read_bytes())
+        if calls < fails_at:
+            break
+    assert len(ends) == 1
+    assert attempt > 15
+
+
 def test_who_waits_for_room_can_be_stopped_and_other_faults_are_not_waited_for(tmp_path: Path) -> None:
     def full() -> None:
         raise OSError(errno.ENOSPC, "full")
@@ -146,7 +226,7 @@ def test_a_run_waits_for_room_and_goes_on_or_stops_cleanly(small_disk: Path, end
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=20)
         assert process.returncode == 4
-        assert said.strip().splitlines()[-1].endswith("the run stands at its last checkpoint")
+        assert said.strip().splitlines()[-1].endswith("the run stands at its last checkpoint, if it has one")
         assert newest() == stands
         json.loads((saved / f"{stands:012d}" / "state.json").read_text())
     assert "Traceback" not in said

@@ -37,7 +37,7 @@ def test_a_run_writes_at_most_a_thousand_rows(tmp_path: Path) -> None:
 
 def test_rows_from_after_the_checkpoint_go_when_a_run_resumes(tmp_path: Path) -> None:
     for start, frames in ((0, (1, 2, 3)), (2, (3, 4))):
-        with Metrics(tmp_path, 10, start) as metrics:
+        with Metrics(tmp_path, 10, {"written": start, "seen": {}}) as metrics:
             for at in frames:
                 metrics.add({"loss/policy": float(start)})
                 metrics.write(at, at, {})

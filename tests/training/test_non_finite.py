@@ -1,6 +1,8 @@
 """What is not finite ends a run before it is learned from, or before the checkpoint after it."""
 
+import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,20 @@ def test_it_stops_within_one_update_and_keeps_what_was_learned(
         assert names == {"observation"}
     else:
         assert any((values.abs() > 1e29).any() for name, values in batch.items() if "reward" in name)
+
+
+def test_what_is_kept_replaces_a_link(tmp_path: Path) -> None:
+    """One that came with a stranger's run may lead to something of the user's."""
+    (tmp_path / "letter").write_text("mine")
+    assert run("a2c", "Numbers", "--total-frames", "400", "--run-dir", "finite") == 0
+    config = json.loads(Path("finite/config.json").read_text())
+    config["run"]["env"] = "tests.envs.own_games:NaNReward-v0"
+    shutil.rmtree("finite/checkpoints")
+    Path("finite/config.json").write_text(json.dumps(config))
+    Path("finite/non-finite.safetensors").symlink_to(tmp_path / "letter")
+    assert train.main(["resume", "finite", "--env", "tests.envs.own_games:NaNReward-v0"]) == 4
+    assert (tmp_path / "letter").read_text() == "mine"
+    assert load_file("finite/non-finite.safetensors")
 
 
 def test_a_run_whose_numbers_are_finite_does_not_stop() -> None:

@@ -1,5 +1,6 @@
 """Replay on disk: what comes back, what is written once, and what is missing or damaged."""
 
+import errno
 import os
 import random
 from pathlib import Path
@@ -49,6 +50,38 @@ def test_what_was_saved_comes_back(steps: int, tmp_path: Path) -> None:
     assert (again.newest, again.complete) == (replay.newest, replay.complete)
     for name, table in tables(replay).items():
         assert torch.equal(tables(again)[name], table), name
+
+
+def test_a_piece_that_could_not_be_written_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Soon, not at the next checkpoint, which may be far away."""
+
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    files = ReplayFiles(tmp_path, Disk())
+    monkeypatch.setattr(replay_files, "write_whole", broken)
+    files.advance(filled(34))
+    with pytest.raises(OSError, match="broken"):
+        files.advance(filled(70))
+
+
+def test_pieces_of_many_games_are_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three are in memory at once."""
+    monkeypatch.setattr(replay_files, "_TRANSITIONS", 8)
+    state = ReplayFiles(tmp_path, Disk()).save(filled(12), keep=True)
+    assert [piece[:2] for piece in state["pieces"]] == [[0, 4], [4, 8], [8, 11]]
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 17), (0, 10**9), (3, 3), (9, 3)])
+def test_the_steps_of_a_piece_are_not_a_strangers_to_choose(start: int, stop: int, tmp_path: Path) -> None:
+    """They say how much it may unpack to."""
+    files = ReplayFiles(tmp_path, Disk())
+    state = files.save(filled(12), keep=True)
+    (piece,) = tmp_path.iterdir()
+    piece.rename(tmp_path / f"{start:012d}-{stop:012d}")
+    state["pieces"] = [[start, stop, state["pieces"][0][2]]]
+    with pytest.raises(InputError, match=f"{stop - start} steps"):
+        files.load(Replay(80, 2, 4, GAME), state)
 
 
 def test_a_frame_is_written_once(tmp_path: Path) -> None:
