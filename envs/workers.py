@@ -349,10 +349,8 @@ class _WorkerProcess(Channel):
         self._folder = tempfile.TemporaryDirectory(prefix="playfield-", ignore_cleanup_errors=True)
         folders = dict.fromkeys(("TMPDIR", "TEST_TMPDIR"), self._folder.name)
         paths = [str(Path(__file__).parent.parent), *filter(None, sys.path)]
-        if any(
-            ":" in env_id for _, env_id in self._order["ids"]
-        ):  # a module of the user's; else what lies here may be a stranger's
-            paths.append(os.getcwd())
+        if any(":" in env_id for _, env_id in self._order["ids"]):  # modules of the user's own
+            paths.append(os.getcwd())  # else never: what lies here may be a stranger's
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "envs.worker_process", str(memory), str(commands), str(replies)],
             pass_fds=(memory, commands, replies),

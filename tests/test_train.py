@@ -1,5 +1,6 @@
 """`train.py` as its users meet it."""
 
+import errno
 import json
 import math
 import os
@@ -285,6 +286,18 @@ def test_an_existing_run_is_never_overwritten(capsys: pytest.CaptureFixture[str]
     assert train.main(["ppo", "--env", "CartPole-v1", "--run-dir", "run"]) == 2
     assert "resume run" in capsys.readouterr().err
     assert Path("run/config.json").read_text() == ""
+
+
+@pytest.mark.parametrize(
+    "fault", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=["full", "Ctrl-C"]
+)
+def test_a_run_that_could_not_be_begun_leaves_no_directory(fault: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(start, "save_config", fail)
+    assert train.main(["ppo", "--env", "CartPole-v1", "--run-dir", "run"]) == (2 if isinstance(fault, OSError) else 130)
+    assert not Path("run").exists()
 
 
 def test_help_shows_what_would_run(capsys: pytest.CaptureFixture[str]) -> None:

@@ -144,6 +144,20 @@ def test_a_killed_worker_is_an_error_at_the_next_step():
             envs.recv(0)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_worker_plays_on_where_a_whole_job_is_signalled(number):
+    """The trainer gets the signal too, and takes down where its games stand."""
+    with WorkerEnvs(SQUARES, 2, num_workers=1, restart=True) as envs:
+        envs.reset([[1], [2]])
+        for steps in range(4):
+            assert envs.recv(0).observation[1, 1, 0, 1] == steps
+            os.kill(the_worker(), number)
+            time.sleep(0.1)
+            envs.send(np.zeros(2, int), 0)
+        envs.recv(0)
+        assert envs.lost_games == 0
+
+
 def test_a_worker_killed_within_a_step_is_an_error():
     with WorkerEnvs("tests.envs.own_games:Stuck-v0", 1) as envs:
         envs.reset([[1]])
