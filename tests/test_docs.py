@@ -1,7 +1,7 @@
 """The pages say what the code does.
 
-Passages between `<!-- settings:ppo -->` and `<!-- /settings -->`, likewise `differences`, `presets`, `throughput` and
-`scaling`, are made from the code, or from a file of results:
+Passages between `<!-- settings:ppo -->` and `<!-- /settings -->`, likewise those of the other names in `MAKERS`, are made from
+the code, or from a file of results:
 
     python -m tests.test_docs --write
 """
@@ -42,7 +42,9 @@ of_every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
 
 # ------------------------------------------------------------------------------------------- passages made from the code
 
-PASSAGE = re.compile(r"(<!-- (settings|differences|presets|throughput|scaling):([\w-]+) -->\n)(.*?)(<!-- /\2 -->)", re.DOTALL)
+PASSAGE = re.compile(
+    r"(<!-- (settings|differences|presets|throughput|scaling|interruptions|soak):([\w-]+) -->\n)(.*?)(<!-- /\2 -->)", re.DOTALL
+)
 # Columns of the table of presets; Pong stands for every game without a preset of its own.
 PLAYED = {
     "Atari, screen": "ALE/Pong-v5",
@@ -131,8 +133,18 @@ def scaling(name: str) -> str:
     return f"{found['machine']}; medians, least and most of the rounds:\n\n" + "\n\n".join(written) + "\n"
 
 
+def interruptions(name: str) -> str:
+    found = result(name)
+    return f"{found['machine']}:\n\n{benchmark('interruptions').table(found['summary'])}\n"
+
+
+def soak(name: str) -> str:
+    found = result(name)
+    return f"{found['machine']}:\n\n{benchmark('soak').table(found['samples'])}\n"
+
+
 OF_ALGORITHMS: dict[str, Callable[[str], str]] = {"settings": settings, "differences": differences, "presets": presets_table}
-MAKERS = {**OF_ALGORITHMS, "throughput": throughput, "scaling": scaling}
+MAKERS = {**OF_ALGORITHMS, "throughput": throughput, "scaling": scaling, "interruptions": interruptions, "soak": soak}
 
 
 def rewritten(text: str) -> str:
@@ -155,9 +167,12 @@ def test_a_passage_that_is_behind_the_code_is_noticed(algorithm):
         assert rewritten(behind) == rewritten(text) != behind
 
 
-def test_performance_repeats_the_results():
-    text = (DOCS / "performance.md").read_text()
-    assert [kind for _, kind, *_ in PASSAGE.findall(text)] == ["throughput", "throughput", "scaling"]
+@pytest.mark.parametrize(
+    ("page", "kinds"), {"performance": ["throughput", "throughput", "scaling"], "reliability": ["interruptions", "soak"]}.items()
+)
+def test_pages_repeat_the_results(page, kinds):
+    text = (DOCS / f"{page}.md").read_text()
+    assert [kind for _, kind, *_ in PASSAGE.findall(text)] == kinds
     assert rewritten(text) == text, "python -m tests.test_docs --write"
 
 

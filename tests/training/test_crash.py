@@ -69,6 +69,7 @@ def test_every_prefix_of_a_save_leaves_a_checkpoint(frames: int, tmp_path: Path)
         if not died:
             assert same(scores, after["scores"])
             break
+    print(f"{number} prefixes of a save")
     assert number > 30  # so many calls were there to die between
 
 
@@ -83,6 +84,7 @@ def test_every_prefix_of_writing_a_file_leaves_the_old_or_the_new(tmp_path: Path
         path.write_text("old")
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
+    print(f"{number} prefixes of writing a file")
     assert number > 5
 
 
@@ -130,4 +132,5 @@ def test_every_prefix_of_a_save_with_replay_leaves_pieces_that_its_checkpoint_na
         if not died:
             assert int(newest.name) == 5
             break
+    print(f"{number} prefixes of a save with replay")
     assert number > 30
