@@ -168,7 +168,8 @@ def test_a_passage_that_is_behind_the_code_is_noticed(algorithm):
 
 
 @pytest.mark.parametrize(
-    ("page", "kinds"), {"performance": ["throughput", "throughput", "scaling"], "reliability": ["interruptions", "soak"]}.items()
+    ("page", "kinds"),
+    {"performance": ["throughput", "throughput", "scaling"], "reliability": ["interruptions", "soak"]}.items(),
 )
 def test_pages_repeat_the_results(page, kinds):
     text = (DOCS / f"{page}.md").read_text()
