@@ -96,7 +96,7 @@ def _resume(args: Sequence[str]) -> int:
     from agents.registry import ALGORITHMS
     from envs.contract import InputError
     from training import command_line, start
-    from training.config import check_path
+    from training.config import check_path, next_command
 
     if list(args) in (["-h"], ["--help"]):
         print(USAGE.format(algorithms="|".join(ALGORITHMS)))
@@ -104,11 +104,14 @@ def _resume(args: Sequence[str]) -> int:
     env = command_line.flag(args, "--env")
     rest = [word for at, word in enumerate(args) if word != "--env" and args[at - 1] != "--env" and word != f"--env={env}"]
     if len(rest) != 1:
-        raise InputError("resume: expected one run directory, as in `python train.py resume runs/Bowling-ram-v0-ppo-s1`")
+        raise InputError(
+            "resume: expected one run directory and nothing else, as in `train.py resume runs/Bowling-ram-v0-ppo-s1`; "
+            "a run's settings do not change"
+        )
     check_path("resume", rest[0])
     run_dir = Path(rest[0])
     if start.finished(run_dir, env):
-        print(f"{run_dir} is finished; `python evaluate.py {run_dir}` measures it", file=sys.stderr)
+        print(f"{run_dir} is finished; {next_command('evaluate.py', run_dir, env or '')} measures it", file=sys.stderr)
         return 0
     run = start.old_run(run_dir, env)
     if run.envs.strays:
@@ -129,6 +132,7 @@ def _resume(args: Sequence[str]) -> int:
 def _finish(run: "Run") -> int:
     from rich.console import Console
 
+    from training.config import next_command
     from training.progress import Display
 
     console = Console(stderr=True)
@@ -138,7 +142,8 @@ def _finish(run: "Run") -> int:
         with display.running(run.agent.frames):
             run.train(display.show)
     console.print(f"where the time went: {display.where_time_went()}", highlight=False, soft_wrap=True)
-    console.print(f"{run.run_dir} is trained; `python evaluate.py {run.run_dir}` measures it", highlight=False, soft_wrap=True)
+    measures = next_command("evaluate.py", run.run_dir, run.envs.tasks[0])
+    console.print(f"{run.run_dir} is trained; {measures} measures it", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 

@@ -108,7 +108,7 @@ def _make(env_id: str) -> gymnasium.Env[Any, Any]:
         creator = gymnasium.envs.registration.load_env_creator(entry) if isinstance(entry, str) else entry
         drawable = "rgb_array" in getattr(creator, "metadata", {}).get("render_modes", ())
         return gymnasium.make(env_id, render_mode="rgb_array") if drawable else gymnasium.make(env_id)
-    except (gymnasium.error.Error, ImportError) as error:
+    except (gymnasium.error.Error, ImportError, SyntaxError) as error:
         raise InputError(f"{env_id}: {' '.join(str(error).split())}") from error
 
 

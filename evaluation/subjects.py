@@ -19,7 +19,7 @@ from envs import atari, registry
 from envs.contract import GameDescription, InputError, ProtocolOptions
 from evaluation.blind import replay, script_player, scripts_for
 from training import checkpoint
-from training.config import check_path, load_config
+from training.config import check_path, load_config, next_command
 
 MakePlayer = Callable[[GameDescription, int], Player]
 ZOO = Path("zoo")
@@ -88,7 +88,7 @@ def _find(text: str, policy: str | None, device: str, trusted: str | None) -> li
     if (path / "config.json").exists():
         saved = checkpoint.newest(path / "checkpoints")
         if saved is None:
-            raise InputError(f"{text} has no checkpoint yet; `python train.py resume {text}` trains it")
+            raise InputError(f"{text} has no checkpoint yet; {next_command('train.py resume', path, trusted or '')} trains it")
         return [_trained(saved, path, path.resolve().name, policy, device, trusted)]
     raise InputError(f"{text!r} is no run, checkpoint or zoo entry, nor random:ID or script:ID; {_nearest(text)}")
 

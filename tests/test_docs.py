@@ -271,6 +271,7 @@ def unknown_flags(text: str) -> list[str]:
     fields = [field for config in configs for field in dataclasses.fields(config)]
     known = {flag(field.name) for field in fields} | {"--help", "--no-"}
     known |= {f"--no-{flag(field.name)[2:]}" for field in fields if isinstance(field.default, bool)}
+    known |= set(re.findall(r'addoption\("(--[\w-]+)"', (ROOT / "tests" / "conftest.py").read_text()))
     written = [code.split()[0].split("=")[0] for code in CODE.findall(prose(text)) if code.startswith("--")]
     return [word for word in written if word not in known]
 

@@ -18,6 +18,7 @@ import pytest
 import train
 from tests.envs.test_processes import children
 from training import checkpoint, metrics, start
+from training.config import next_command
 from training.export import export
 from training.loop import Run
 
@@ -176,6 +177,7 @@ BAD = {
     "an id given twice": (["ppo", "--env", "CartPole-v1", "--env=Bowling-v0"], "--env is given 2 times"),
     "a player for evaluation": (["ppo", "--env", "random:Berzerk-v0"], "write Berzerk-v0"),
     "a seed beyond what fits": (["ppo", "--env", "CartPole-v1", "--seed", "18446744073709551616"], "--seed"),
+    "a replay for none": (["ppo", "--env", "CartPole-v1", "--no-save-replay"], "only dqn has a replay"),
     "a directory that cannot be": (["ppo", "--env", "CartPole-v1", "--run-dir", "/dev/null/x"], "cannot be made"),
     "an image size that is none": (["ppo", "--env", "CartPole-v1", "--image-size", "72"], "as in 72x128"),
     "a window longer than the run": (["dqn", "--env", "CartPole-v1", "--total-frames", "6k", "--n-step", "1k"], "--n-step"),
@@ -275,6 +277,29 @@ def test_a_hundred_kills_cost_a_run_the_killed_workers_games_alone() -> None:
     rows = rows_of("run")
     assert [row["frames"] for row in rows] == sorted({row["frames"] for row in rows})
     assert all(math.isfinite(row["loss/total"]) for row in rows)
+
+
+def test_what_to_type_next_can_be_typed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A place with a space, an id with code of its own, and the Python of the project's own environment."""
+    env = "tests.envs.own_games:Brief-v0"
+    few = ["--total-frames", "40", "--num-envs", "2"]
+    assert train.main(["a2c", "--env", env, *few, "--run-dir", "own run"]) == 0
+    assert f"`python evaluate.py 'own run' --env {env}`" in capsys.readouterr().err
+    assert train.main(["resume", "own run", "--env", env]) == 0
+    assert f"finished; `python evaluate.py 'own run' --env {env}`" in capsys.readouterr().err
+    assert train.main(["resume", "own run", "--env", "CartPole-v1"]) == 2
+    monkeypatch.setattr(sys, "executable", str(Path.cwd() / ".venv/bin/python"))
+    assert next_command("train.py resume", Path("runs/x"), "CartPole-v1") == "`.venv/bin/python train.py resume runs/x`"
+
+
+def test_resume_names_what_is_damaged(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["a2c", "--env", "CartPole-v1", *SMALL, "--run-dir", "run"]) == 0
+    saved = checkpoint.checkpoints(Path("run/checkpoints"))
+    for path in saved:
+        (path / "weights.safetensors").write_bytes(b"")
+    assert train.main(["resume", "run"]) == 3
+    said = capsys.readouterr().err
+    assert all(f"{path / 'weights.safetensors'} is damaged" in said for path in saved)
 
 
 def test_an_existing_run_is_never_overwritten(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ import torch
 from agents.agent import Agent, BrokenOff, NonFiniteError
 from envs.contract import Envs, InputError, TimeStep
 from training import checkpoint
+from training.config import next_command
 from training.disk import Disk
 from training.lock import Lock
 from training.metrics import Clock, Metrics, check_state
@@ -38,9 +39,10 @@ class Turn(NamedTuple):
 class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to stop
     """The run was stopped by a signal, after a checkpoint."""
 
-    def __init__(self, signal_number: int, run_dir: Path) -> None:
+    def __init__(self, signal_number: int, run_dir: Path, env: str) -> None:
         """Remember which signal; the process exits with 128 more."""
-        super().__init__(f"stopped by {signal.Signals(signal_number).name}; `python train.py resume {run_dir}` goes on")
+        goes_on = next_command("train.py resume", run_dir, env)
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}; {goes_on} goes on")
         self.exit_code = 128 + signal_number
 
 
@@ -295,7 +297,7 @@ class Run:
     def _stop(self) -> NoReturn:
         assert self._signal is not None
         self.save(clone=False)
-        raise Stopped(self._signal, self.run_dir)
+        raise Stopped(self._signal, self.run_dir, self.envs.tasks[0])
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         """Stop behind the turn in progress; a second signal ends the process at once."""

@@ -82,12 +82,17 @@ def finished(run_dir: Path, trusted: str | None = None) -> bool:
     """Whether a run has come to its end; `trusted` as in `load_config`.
 
     Raises:
-        InputError: the directory is not a run, or only what was exported from one.
+        InputError: the directory is not a run, or only what was exported from one, or it plays another id than the trusted one.
     """
     _, config, _ = load_config(run_dir / "config.json", trusted)
+    if trusted not in (None, config.env):
+        raise InputError(f"--env {trusted}: {run_dir} plays {config.env}")
     if (run_dir / "weights.safetensors").exists():
         raise InputError(f"{run_dir} is a trained agent without the run that made it; `evaluate.py {run_dir}` measures it")
-    saved = checkpoint.newest(run_dir / "checkpoints", quiet=True)  # `old_run` says it
+    try:
+        saved = checkpoint.newest(run_dir / "checkpoints", quiet=True)  # `old_run` names those that are damaged
+    except checkpoint.NoCheckpointError:
+        return False
     if saved is None or int(saved.name) < config.total_frames:
         return False
     # The end writes a row of metrics; a signal in the last update leaves a checkpoint of the same frame without one.
