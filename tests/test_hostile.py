@@ -356,13 +356,13 @@ def test_things_that_stand_where_ours_would_do_not_stop_a_run() -> None:
     Path("run/checkpoints/.writing-000000000001").write_text("")
     Path("run/.metrics.jsonl.new").mkdir()
     rows = Path("run/metrics.jsonl").read_text()
-    Path("run/metrics.jsonl").write_text(rows + '{"frames": -1' + "0" * 300 + "}\n")
+    Path("run/metrics.jsonl").write_text('{"frames": 1, "steps": 1' + "0" * 400 + "}\n" + rows + '{"frames": -1}\n')
     oldest = Path("run/checkpoints/000000000001")
     shutil.copytree("kept", oldest)
     (oldest / "state.json").unlink()
     os.mkfifo(oldest / "state.json")
     assert train.main(["resume", "run"]) == 0
-    assert all(row["frames"] >= 0 for row in metrics.read(Path("run/metrics.jsonl")))
+    assert all(row["frames"] >= 0 and row.get("steps", 0) < 10**9 for row in metrics.read(Path("run/metrics.jsonl")))
 
 
 def test_a_config_in_another_encoding_is_read() -> None:

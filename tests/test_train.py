@@ -128,7 +128,7 @@ def test_a_resumed_agent_is_the_saved_one() -> None:
         assert file.read_bytes() == (path / file.name).read_bytes(), file.name
 
 
-def wait_for(condition: Any, seconds: float = 60) -> None:
+def wait_for(condition: Any, seconds: float = 180) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"

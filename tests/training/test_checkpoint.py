@@ -155,12 +155,12 @@ def test_the_one_just_saved_stays_where_later_ones_are_damaged(tmp_path: Path) -
 def test_a_neighbour_that_cannot_be_read_does_not_hold_up_a_save(tmp_path: Path) -> None:
     for frames in range(1, 5):
         path = save(tmp_path, frames, state_of(1.0))
-        if frames == 1:
+        if frames == 3:
             (path / "state.json").unlink()
             os.mkfifo(path / "state.json")
         checkpoint.prune(path)
     assert [int(path.name) for path in checkpoint.checkpoints(tmp_path)] == [2, 3, 4]
-    assert len(checkpoint.state_parts(tmp_path, "scores")) == 3
+    assert len(checkpoint.state_parts(tmp_path, "scores")) == 2
 
 
 def test_what_does_not_fit_into_memory_is_not_taken_for_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
