@@ -29,7 +29,7 @@ _WORLDS: dict[str, dict[str, Any]] = {
     "dqn": {"reward": "normalize"},
 }
 _OTHERS: dict[str, dict[str, Any]] = {
-    "ppo": {"frame_stack": 1, "reward": "none", "clip": 0.2, "entropy_coefficient": 0.0},
+    "ppo": {"frame_stack": 1, "reward": "normalize", "clip": 0.2, "entropy_coefficient": 0.0},
     "a2c": {"frame_stack": 1, "reward": "none", "entropy_coefficient": 0.0},
     "dqn": {"frame_stack": 1, "reward": "none"},
 }
