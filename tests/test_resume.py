@@ -150,7 +150,7 @@ def test_a_run_that_is_killed_ends_as_if_it_never_was(
             code = process.returncode
             assert "Traceback" not in said
             assert code in (0, -signal.SIGKILL, 143, -signal.SIGTERM)  # the last while it starts
-            wait_for(lambda workers=workers: not any(map(alive, workers)), seconds=5)  # type: ignore[misc]
+            wait_for(functools.partial(gone, workers), seconds=5)
             assert names_in_memory() == shared
         assert last_of(killed) == last_of(reference)
         assert rows_of(killed) == rows_of(reference)
@@ -178,6 +178,10 @@ def trainer() -> Iterator[Trainer]:
         for worker in workers:
             os.kill(worker, signal.SIGKILL)
         process.wait()
+
+
+def gone(pids: list[int]) -> bool:
+    return not any(map(alive, pids))
 
 
 def names_in_memory() -> set[str]:

@@ -292,6 +292,15 @@ def test_what_to_type_next_can_be_typed(capsys: pytest.CaptureFixture[str], monk
     assert next_command("train.py resume", Path("runs/x"), "CartPole-v1") == "`.venv/bin/python train.py resume runs/x`"
 
 
+def test_a_mistake_in_ones_own_module_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("mistaken.py").write_text("x = (")
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    assert train.main(["ppo", "--env", "mistaken:Game-v0", "--run-dir", "run"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "mistaken.py, line 1" in err
+    assert not Path("run").exists()
+
+
 def test_resume_names_what_is_damaged(capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main(["a2c", "--env", "CartPole-v1", *SMALL, "--run-dir", "run"]) == 0
     saved = checkpoint.checkpoints(Path("run/checkpoints"))

@@ -19,7 +19,7 @@ from envs import registry
 from envs.contract import GameDescription, InputError, game_seeds
 from envs.workers import WorkerEnvs, usable_cores
 from training import checkpoint, replay_files
-from training.config import Plan, RunConfig, load_config, make_plan, save_config
+from training.config import Plan, RunConfig, load_config, make_plan, next_command, save_config
 from training.lock import Lock
 from training.loop import Run
 
@@ -88,7 +88,8 @@ def finished(run_dir: Path, trusted: str | None = None) -> bool:
     if trusted not in (None, config.env):
         raise InputError(f"--env {trusted}: {run_dir} plays {config.env}")
     if (run_dir / "weights.safetensors").exists():
-        raise InputError(f"{run_dir} is a trained agent without the run that made it; `evaluate.py {run_dir}` measures it")
+        measures = next_command("evaluate.py", run_dir, config.env)
+        raise InputError(f"{run_dir} is a trained agent without the run that made it; {measures} measures it")
     try:
         saved = checkpoint.newest(run_dir / "checkpoints", quiet=True)  # `old_run` names those that are damaged
     except checkpoint.NoCheckpointError:

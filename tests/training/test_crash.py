@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -49,6 +50,10 @@ def dies_at(number: int, work: Callable[[], object], prepare: Callable[[], objec
     return status == 7
 
 
+def save_and_prune(directory: Path, frames: int, files: dict[str, bytes]) -> None:
+    checkpoint.prune(checkpoint.save(directory, frames, files))
+
+
 @pytest.mark.parametrize("frames", [2, 1], ids=["new", "in place of one"])
 def test_every_prefix_of_a_save_leaves_a_checkpoint(frames: int, tmp_path: Path) -> None:
     """The one before or the new one, and what is left of either is no hindrance to the next save."""
@@ -57,7 +62,7 @@ def test_every_prefix_of_a_save_leaves_a_checkpoint(frames: int, tmp_path: Path)
         directory = tmp_path / str(number)
         checkpoint.save(directory, 1, checkpoint.encode(before))
         files = checkpoint.encode(after)
-        died = dies_at(number, lambda d=directory, f=files: checkpoint.prune(checkpoint.save(d, frames, f)))  # type: ignore[misc]
+        died = dies_at(number, partial(save_and_prune, directory, frames, files))
         checkpoint.sweep(directory)
         found = checkpoint.newest(directory)
         assert found is not None
@@ -119,7 +124,10 @@ def test_every_prefix_of_a_save_with_replay_leaves_pieces_that_its_checkpoint_na
                 save(run_dir, *kept, frames)
             grow(kept[1], 50)
 
-        died = dies_at(number, lambda run_dir=run_dir, kept=kept: save(run_dir, *kept, 5), prepare)  # type: ignore[misc]
+        def work(run_dir: Path = run_dir, kept: list[Any] = kept) -> None:
+            save(run_dir, *kept, 5)
+
+        died = dies_at(number, work, prepare)
         checkpoint.sweep(run_dir / "checkpoints")
         for saved in checkpoint.checkpoints(run_dir / "checkpoints"):
             replay_files.verify(saved)

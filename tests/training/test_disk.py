@@ -138,7 +138,7 @@ def test_half_a_row_of_metrics_is_taken_back(tmp_path: Path, monkeypatch: pytest
             def __getattr__(self, name: str) -> Any:
                 return getattr(file, name)
 
-        written._file = Short()  # type: ignore[assignment]
+        monkeypatch.setattr(written, "_file", Short())
         written.write(1, 1, {})
     assert (tmp_path / "metrics.jsonl").read_text() == '{"frames": 1, "steps": 1}\n'
 
