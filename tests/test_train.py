@@ -301,6 +301,12 @@ def test_a_mistake_in_ones_own_module_is_one_line(capsys: pytest.CaptureFixture[
     assert not Path("run").exists()
 
 
+def test_resume_refuses_an_id_that_the_run_does_not_play(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["a2c", "--env", "CartPole-v1", *SMALL, "--run-dir", "run"]) == 0
+    assert train.main(["resume", "run", "--env", "Bowling-v0"]) == 2
+    assert "run plays CartPole-v1" in capsys.readouterr().err
+
+
 def test_resume_names_what_is_damaged(capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main(["a2c", "--env", "CartPole-v1", *SMALL, "--run-dir", "run"]) == 0
     saved = checkpoint.checkpoints(Path("run/checkpoints"))
