@@ -96,7 +96,8 @@ def _resume(args: Sequence[str]) -> int:
     from agents.registry import ALGORITHMS
     from envs.contract import InputError
     from training import command_line, start
-    from training.config import check_path, next_command
+    from training.command_line import next_command
+    from training.config import check_path
 
     if list(args) in (["-h"], ["--help"]):
         print(USAGE.format(algorithms="|".join(ALGORITHMS)))
@@ -132,7 +133,7 @@ def _resume(args: Sequence[str]) -> int:
 def _finish(run: "Run") -> int:
     from rich.console import Console
 
-    from training.config import next_command
+    from training.command_line import next_command
     from training.progress import Display
 
     console = Console(stderr=True)

@@ -1,11 +1,11 @@
 """What saving, stopping and resuming take.
 
-    python benchmarks/interruptions.py [--cases ppo ppo-ram dqn] [--checkpoints 4]
+    python benchmarks/interruptions.py [--cases ppo ppo-ram dqn] [--period 1000000]
 
-Each case trains in a process of its own, with a checkpoint ten times as often as by default, and is stopped by SIGTERM between
-two of them: how long that takes is from the signal to the end of the process. Then it is opened again, once from the checkpoint
-that the signal caused and, with that one deleted, once from the periodic one before it, as after a kill. Opening plays games
-again where they cannot be copied, and reads replay.
+Each case trains in a process of its own, with a checkpoint every `--period` frames, and is stopped by SIGTERM nine tenths of
+the way from one to the next: how long that takes is from the signal to the end of the process. Then it is opened again, once
+from the checkpoint that the signal caused and, with that one deleted, once from the periodic one before it, as after a kill.
+Opening plays games again where they cannot be copied, and reads replay.
 """
 
 import json
@@ -29,7 +29,6 @@ from training import checkpoint, metrics, start
 from training.start import commit
 
 ROOT = Path(__file__).parent.parent
-PERIOD = 100_000  # emulator frames
 CASES = {
     "ppo": ["ppo", "--env", "Berzerk-v0"],
     "ppo-ram": ["ppo", "--env", "Bowling-ram-v0"],
@@ -52,20 +51,22 @@ class Interruptions:
 
     cases: tuple[str, ...] = tuple(CASES)
     """What to train."""
+    period: int = 100_000
+    """Emulator frames from checkpoint to checkpoint."""
     checkpoints: int = 3
     """Periodic checkpoints before the signal."""
     out: Path | None = None
     """JSON file for the figures; below benchmarks/results where not given."""
 
 
-def measure(arguments: list[str], checkpoints: int, folder: Path) -> dict[str, float]:
+def measure(arguments: list[str], period: int, checkpoints: int, folder: Path) -> dict[str, float]:
     """Train, stop and resume one case."""
     run_dir = folder / "run"
-    flags = ["--checkpoint-frames", str(PERIOD), "--total-frames", "1M", "--run-dir", str(run_dir)]
+    flags = ["--checkpoint-frames", str(period), "--total-frames", str(10 * period), "--run-dir", str(run_dir)]
     command = [sys.executable, str(ROOT / "train.py"), *arguments, *flags]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     rows: list[dict[str, float]] = []
-    while not rows or rows[-1]["frames"] < (checkpoints + 0.9) * PERIOD:
+    while not rows or rows[-1]["frames"] < (checkpoints + 0.9) * period:
         if process.poll() is not None:
             raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
         time.sleep(0.05)
@@ -78,7 +79,7 @@ def measure(arguments: list[str], checkpoints: int, folder: Path) -> dict[str, f
     figures = {
         "checkpoint, MB": size(saved[-1]) / 1e6,
         "replay, MB": size(run_dir / "replay") / 1e6,
-        "saving": share_of_saving(rows),
+        "saving": share_of_saving(rows, period),
         "signal to end, s": stopping,
         "resume, s": opening(run_dir),
     }
@@ -91,11 +92,11 @@ def size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*"))
 
 
-def share_of_saving(rows: list[dict[str, float]]) -> float:
+def share_of_saving(rows: list[dict[str, float]], period: int) -> float:
     """The part of training's time that went into saving, from the first periodic checkpoint on."""
     seconds = saving = 0.0
     for before, row in pairwise(rows):
-        if before["frames"] >= PERIOD / 2:
+        if before["frames"] >= period / 2:
             spent = (row["frames"] - before["frames"]) / row["speed/frames_per_second"]
             seconds, saving = seconds + spent, saving + spent * row.get("time/saving", 0.0)
     return saving / seconds
@@ -122,9 +123,9 @@ def main() -> None:
     found = {}
     for case in options.cases:
         with tempfile.TemporaryDirectory() as folder:
-            found[case] = measure(CASES[case], options.checkpoints, Path(folder))
+            found[case] = measure(CASES[case], options.period, options.checkpoints, Path(folder))
             print(case, {name: round(value, 4) for name, value in found[case].items()}, flush=True)
-    title = f"{machine()}, commit {commit()}, a checkpoint every {PERIOD:,} frames"
+    title = f"{machine()}, commit {commit()}, a checkpoint every {options.period:,} frames"
     print(f"\n{title}\n\n{table(found)}")
     out = options.out or RESULTS / "interruptions.json"
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from envs import registry
 from envs.contract import GameDescription, GameLost, InputError, ProtocolOptions, TimeStep
+from envs.history import History
 from envs.shared_memory import CLONE, FAILED, RESET, RESTORE, Channel, SharedMemory, anonymous_file, description_from
 
 HANG_SECONDS = 120.0  # without a reply, after which a worker counts as hanging; a level that is compiled first takes 24
@@ -47,46 +48,6 @@ class WorkerError(RuntimeError):
 
 class WorkerLostError(WorkerError):
     """A worker process died or hangs: starting it anew may help."""
-
-
-class _History:
-    """From where each game of a group can be played again to where it stands: a seed or a copy, and the actions since then."""
-
-    def __init__(self, size: int) -> None:
-        self.clones: list[dict[str, Any] | None] = [None] * size  # None where the next step opens a game with its seed
-        self.over = np.ones(size, np.bool_)  # whether that game had ended
-        self.seeds = np.full(size, -1, np.int64)
-        self._actions: list[NDArray[np.int64]] = []  # of each step, of all slots of the group
-        self._since = np.zeros(size, np.int64)  # of each slot, its first action
-
-    def add(self, actions: NDArray[np.integer[Any]]) -> None:
-        self._actions.append(np.array(actions, np.int64))
-
-    def begin(
-        self, at: int, seed: int, clone: dict[str, Any] | None = None, *, over: bool = True, started: bool = False
-    ) -> None:
-        """A slot begins anew: the next action is the first that is kept, or the last one where a step has `started`."""
-        self.clones[at], self.over[at], self.seeds[at] = clone, over, seed
-        self._since[at] = len(self._actions) - started
-        old = self._since.min()
-        if old > len(self._actions) // 2:
-            del self._actions[:old]
-            self._since -= old
-
-    @classmethod
-    def of(cls, games: Sequence[dict[str, Any]], actions: Sequence[NDArray[np.integer[Any]]]) -> "_History":
-        """As it was saved."""
-        history, length = cls(len(games)), max(map(len, actions))
-        table = np.zeros((length, len(games)), np.int64)
-        for at, (game, own) in enumerate(zip(games, actions, strict=True)):
-            history.begin(at, game["seed"], game["clone"], over=game["over"])
-            history._since[at] = length - len(own)
-            table[history._since[at] :, at] = own
-        history._actions = list(table)
-        return history
-
-    def actions(self, at: int) -> NDArray[np.int64]:
-        return np.array([actions[at] for actions in self._actions[self._since[at] :]], np.int64)
 
 
 class WorkerEnvs:
@@ -169,7 +130,7 @@ class WorkerEnvs:
     def reset(self, seeds: Sequence[Iterable[int]]) -> None:
         """Open a game in every slot; slot i opens each game with the next of `seeds[i]`, later ones without reseeding."""
         self._to_open = [iter(slot_seeds) for slot_seeds in seeds]
-        self._histories = [_History(slots.stop - slots.start) for slots in self.groups]
+        self._histories = [History(slots.stop - slots.start) for slots in self.groups]
         self._opened[:] = 0
         self._lost.clear()
         self._memory.actions[:] = 0
@@ -290,7 +251,7 @@ class WorkerEnvs:
         """Bring every game to where it stood: from its seed or its copy, and through the actions since then."""
         self._to_open = [itertools.islice(each, count, None) for each, count in zip(seeds, state["opened"], strict=True)]
         self._opened[:], self._lost = state["opened"], dict(state["lost"])
-        self._histories = [_History.of(state["games"][slots], state["actions"][slots]) for slots in self.groups]
+        self._histories = [History.of(state["games"][slots], state["actions"][slots]) for slots in self.groups]
         played = [np.asarray(actions).tolist() for actions in state["actions"]]
         order = [{**game, "actions": actions} for game, actions in zip(state["games"], played, strict=True)]
         for worker in self._workers:

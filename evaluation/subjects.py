@@ -19,7 +19,8 @@ from envs import atari, registry
 from envs.contract import GameDescription, InputError, ProtocolOptions
 from evaluation.blind import replay, script_player, scripts_for
 from training import checkpoint
-from training.config import check_path, load_config, next_command
+from training.command_line import next_command
+from training.config import check_path, load_config
 
 MakePlayer = Callable[[GameDescription, int], Player]
 ZOO = Path("zoo")

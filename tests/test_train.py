@@ -18,7 +18,7 @@ import pytest
 import train
 from tests.envs.test_processes import children
 from training import checkpoint, metrics, start
-from training.config import next_command
+from training.command_line import next_command
 from training.export import export
 from training.loop import Run
 

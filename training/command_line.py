@@ -1,14 +1,18 @@
-"""Reading a command line: tyro's parser, with its errors made into our one line."""
+"""Command lines, read and written: tyro's parser with its errors made into our one line, and what to type next."""
 
 import contextlib
 import io
 import re
+import shlex
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import tyro
 
 from envs.contract import InputError
+from envs.registry import brings_code
 from training.config import parse_count
 
 _TITLE = re.compile(r"\A(╭─[^\n]*|\s*[^\n]*\n\s*-{10,}\s*\n)")  # the second where the terminal has no box-drawing characters
@@ -68,3 +72,11 @@ def flag(args: Sequence[str], name: str) -> str | None:
     if len(values) > 1:
         raise InputError(f"{name} is given {len(values)} times: {', '.join(values)}; expected one")
     return values[0] if values else None
+
+
+def next_command(program: str, run_dir: Path, env: str) -> str:
+    """What to type to go on: for the Python that runs now, and with an id that names code, which only the user can trust."""
+    python = Path(sys.executable)
+    python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else Path("python")
+    trusted = ["--env", env] if brings_code(env) else []
+    return f"`{shlex.join([str(python), *program.split(), str(run_dir), *trusted])}`"

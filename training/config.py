@@ -4,8 +4,6 @@ import dataclasses
 import json
 import math
 import os
-import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_type_hints
@@ -171,14 +169,6 @@ class RunConfig(Generic[AgentConfig]):
             _check_number(name, value)
         if (count := len(tasks_of(self.env))) > 1 and (num_envs := vars(self.agent)["num_envs"]) % count:
             raise InputError(f"--num-envs {num_envs}: {self.env} is {count} tasks that take turns; take a multiple of {count}")
-
-
-def next_command(program: str, run_dir: Path, env: str) -> str:
-    """What to type to go on: for the Python that runs now, and with an id that names code, which only the user can trust."""
-    python = Path(sys.executable)
-    python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else Path("python")
-    trusted = ["--env", env] if brings_code(env) else []
-    return f"`{shlex.join([str(python), *program.split(), str(run_dir), *trusted])}`"
 
 
 def check_path(what: str, path: Path | str) -> None:

@@ -17,7 +17,7 @@ import torch
 from agents.agent import Agent, BrokenOff, NonFiniteError
 from envs.contract import Envs, InputError, TimeStep
 from training import checkpoint
-from training.config import next_command
+from training.command_line import next_command
 from training.disk import Disk
 from training.lock import Lock
 from training.metrics import Clock, Metrics, check_state

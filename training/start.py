@@ -1,5 +1,6 @@
 """From a run's config to a run that is ready to train."""
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -19,7 +20,8 @@ from envs import registry
 from envs.contract import GameDescription, InputError, game_seeds
 from envs.workers import WorkerEnvs, usable_cores
 from training import checkpoint, replay_files
-from training.config import Plan, RunConfig, load_config, make_plan, next_command, save_config
+from training.command_line import next_command
+from training.config import Plan, RunConfig, load_config, make_plan, save_config
 from training.lock import Lock
 from training.loop import Run
 
@@ -67,14 +69,15 @@ def _make_directory(run_dir: Path, write_config: Callable[[Path], None]) -> Lock
         run_dir.mkdir(parents=True)
     except OSError as error:
         raise InputError(f"--run-dir {run_dir} cannot be made: {error.strerror}") from error
-    try:
+    with contextlib.ExitStack() as undo:
+        undo.callback(shutil.rmtree, run_dir)
         lock = Lock(run_dir)
-        write_config(run_dir / "config.json")
-    except BaseException as error:
-        shutil.rmtree(run_dir)
-        if isinstance(error, OSError):
+        undo.callback(lock.release)
+        try:
+            write_config(run_dir / "config.json")
+        except OSError as error:
             raise InputError(f"--run-dir {run_dir} cannot be written: {error.strerror}") from error
-        raise
+        undo.pop_all()
     return lock
 
 
