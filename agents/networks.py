@@ -209,7 +209,8 @@ class Beside(nn.Module):
         if self.dense is not None:
             parts.append(self.dense(numbers.sign() * numbers.abs().log1p()).relu())
         if self.embedding is not None and self.reader is not None:
-            read, _ = self.reader(self.embedding(words))
+            with torch.autocast(extra.device.type, enabled=False):  # not every processor has an LSTM of bfloat16
+                read, _ = self.reader(self.embedding(words))
             length = (words > 0).sum(1)
             last = read[torch.arange(len(read), device=read.device), (length - 1).clamp(min=0)]
             parts.append(last * (length > 0)[:, None])
