@@ -149,7 +149,6 @@ class DQN:
             )
         self.replay = Replay(min(config.capacity, steps), setting.num_envs, config.frame_stack, game, config.n_step)
         self._times = {group.start: -1 for group in setting.groups}  # each group's newest step
-        self._slots = torch.arange(setting.num_envs)
         self._credit = 0  # agent steps that no update has used up yet
         self._losses: list[Tensor] = []
         self._target_frames = 0  # when the target network was last copied
@@ -184,13 +183,12 @@ class DQN:
     def act(self, timestep: TimeStep, slots: slice) -> NDArray[np.int64]:
         """Take the best action, or now and then any."""
         t = self._times[slots.start]
-        ids = self._slots[slots]
         with torch.inference_mode(), autocast(self.setting):
-            seen = self.replay.seen(torch.full_like(ids, t), ids)
+            seen = self.replay.seen_at(t, slots)
             best = self.shards.network(*(part.to(self.setting.device) for part in seen)).argmax(-1).cpu()
         anything = torch.randint(self.setting.game.num_actions, best.shape, generator=self.generator)
         actions = torch.where(torch.rand(best.shape, generator=self.generator) < self.epsilon, anything, best)
-        self.replay.actions[t % self.replay.rows, slots] = actions
+        self.replay.put_action(t, slots, actions.numpy())
         return actions.numpy()
 
     def observe(self, timestep: TimeStep, slots: slice) -> None:
@@ -202,7 +200,7 @@ class DQN:
         if t >= 0:
             self._note_outcome(t, timestep, slots)
         t = self._times[slots.start] = t + 1
-        self.replay.put_frame(t, slots, *map(torch.from_numpy, (timestep.observation, timestep.extra, timestep.is_first)))
+        self.replay.put_frame(t, slots, timestep.observation, timestep.extra, timestep.is_first)
         self.replay.newest, self.replay.complete = max(self._times.values()), max(0, min(self._times.values()))
         if not self.filling:
             self._credit += played
@@ -217,7 +215,7 @@ class DQN:
     def _note_outcome(self, t: int, timestep: TimeStep, slots: slice) -> None:
         terminated = timestep.terminated | timestep.life_lost if self.config.end_on_life_loss else timestep.terminated
         outcome = (self.rewards(timestep, slots), terminated, terminated | timestep.truncated, ~timestep.is_first)
-        self.replay.put_outcome(t, slots, *map(torch.from_numpy, outcome))
+        self.replay.put_outcome(t, slots, *outcome)
 
     def _learn(self) -> None:
         config, span = self.config, self.replay.span(self.config.n_step)

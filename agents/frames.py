@@ -4,7 +4,9 @@ frame:     a0  a1  a2  b0  b1        (b0 opens an episode)
 stack of 3 at b1:      0   b0  b1    a frame from before the episode is black
 """
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -25,9 +27,15 @@ class FrameStack:
         return stack
 
 
-def next_age(age: Tensor, is_first: Tensor, depth: int) -> Tensor:
+def next_age(age: NDArray[np.uint8], is_first: NDArray[np.bool_], depth: int) -> NDArray[np.uint8]:
     """How many frames of its episode lie before each frame, as far as a stack can see: 0 to depth - 1."""
-    return torch.where(is_first, torch.zeros_like(age), (age + 1).clamp(max=depth - 1))
+    older: NDArray[np.uint8] = np.minimum(age + np.uint8(1), np.uint8(depth - 1))
+    return older * ~is_first
+
+
+def before_episode(age: NDArray[np.uint8], depth: int) -> Tensor:
+    """Which frames of stacks are from before the episode, by the age of the newest: (n,) -> (n, depth)."""
+    return torch.from_numpy(age[:, None] < np.arange(depth - 1, -1, -1))
 
 
 def gather_stacks(frames: Tensor, age: Tensor, rows: Tensor, slots: Tensor, depth: int) -> Tensor:
@@ -50,9 +58,10 @@ def gather_stacks(frames: Tensor, age: Tensor, rows: Tensor, slots: Tensor, dept
     return stacks if depth == 1 else blacken(stacks, age[rows, slots][..., None].int() < back)
 
 
-def blacken(stacks: Tensor, before_episode: Tensor) -> Tensor:
-    """Make black what lies before the episode, in place: (..., depth, *shape), (..., depth) bool."""
-    if stacks.device.type == "cpu":  # such frames are rare, and are picked out; a GPU would have to wait for their number
-        stacks[before_episode.nonzero(as_tuple=True)] = 0
+def blacken(stacks: Tensor, black: Tensor) -> Tensor:
+    """Make some frames black, in place: (..., depth, *shape), (..., depth) bool."""
+    if stacks.device.type == "cpu":  # numpy clears a frame in one piece, torch byte by byte
+        stacks.numpy()[black.numpy()] = 0
         return stacks
-    return stacks.masked_fill_(before_episode.view(*before_episode.shape, *[1] * (stacks.dim() - before_episode.dim())), 0)
+    black = black.to(stacks.device)
+    return stacks.masked_fill_(black.view(*black.shape, *[1] * (stacks.dim() - black.dim())), 0)

@@ -313,13 +313,13 @@ def _as_blocks(stacks: Tensor) -> Tensor:
     """(B, depth, C, H, W) uint8 -> (B, depth * C * 16, H // 4, W // 4) float in 0..255, channels last in memory.
 
     The channels of a place are the pixels of its block, row by row; what is left over at the right and at the bottom goes.
-    `stacks` have to begin at a multiple of four bytes of their storage, as tensors of their own do.
     """
-    batch, depth, channels, height, width = stacks.shape
-    height, width = height // _BLOCK, width // _BLOCK
-    pixels = stacks[..., : height * _BLOCK, : width * _BLOCK].contiguous()
-    rows = pixels.view(torch.int32).view(batch, depth, channels, height, _BLOCK, width)  # four pixels move as one number
-    blocks = rows.permute(0, 3, 5, 1, 2, 4).contiguous().view(torch.uint8).view(batch, height, width, -1)
+    height, width = (size // _BLOCK for size in stacks.shape[-2:])
+    pixels = stacks[..., : height * _BLOCK, : width * _BLOCK]
+    if any(start % _BLOCK for start in (pixels.storage_offset(), *pixels.stride()[:-1])):
+        pixels = pixels.contiguous()
+    rows = pixels.view(torch.int32).view(*stacks.shape[:3], height, _BLOCK, width)  # four pixels move as one number
+    blocks = rows.permute(0, 3, 5, 1, 2, 4).contiguous().view(torch.uint8).flatten(3)
     return blocks.to(_dtype_on(stacks.device)).permute(0, 3, 1, 2)
 
 

@@ -168,12 +168,15 @@ class OnPolicyAgent(ABC):
         with torch.inference_mode(), autocast(self.setting):
             logits, values, state = self.shards.network(self.rollout.inputs_at(t, slots), self.state[slots])
             log_probs = logits[0].log_softmax(-1)
-            actions = torch.multinomial(log_probs.exp(), 1, generator=self.generator)
+            # torch.multinomial's own draw, without its checks, which take as long again
+            waits = torch.empty_like(log_probs).exponential_(generator=self.generator)
+            actions = (log_probs.exp() / waits).argmax(-1, keepdim=True)
             log_prob = log_probs.gather(-1, actions)[:, 0]
             self.rollout.put_decision(t, slots, actions[:, 0], log_prob, values[0], self.state[slots])
             if self.network.memory is not None:
                 self.state[slots] = state
-            return actions[:, 0].cpu().numpy()
+            chosen: NDArray[np.int64] = actions[:, 0].cpu().numpy()
+            return chosen
 
     def observe(self, timestep: TimeStep, slots: slice) -> None:
         """Note what the last actions brought."""
@@ -183,16 +186,19 @@ class OnPolicyAgent(ABC):
         if t >= 0:
             self._note_outcome(t, timestep, slots)
         t = self._times[slots.start] = t + 1
-        given = (timestep.observation, timestep.extra, timestep.reward, timestep.is_first)
-        self.rollout.put_step(t, slots, *map(self._tensor, given))
+        self.rollout.put_step(t, slots, timestep.observation, timestep.extra, timestep.reward, timestep.is_first)
+        if t == self.config.rollout_steps:
+            self._note_value(t, slots)  # while other groups still play
 
     def _note_outcome(self, t: int, timestep: TimeStep, slots: slice) -> None:
         terminated = timestep.terminated | timestep.life_lost if self.config.end_on_life_loss else timestep.terminated
         end = terminated | timestep.truncated
-        self.rollout.put_outcome(t, slots, *map(self._tensor, (self.rewards(timestep, slots), terminated, end)))
+        self.rollout.put_outcome(t, slots, self.rewards(timestep, slots), terminated, end)
 
-    def _tensor(self, array: NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(array).to(self.setting.device)
+    def _note_value(self, t: int, slots: slice) -> None:
+        """Note what the observation behind a rollout is worth."""
+        with torch.no_grad(), autocast(self.setting):
+            self.rollout.values[t, slots] = self.shards.network(self.rollout.inputs_at(t, slots), self.state[slots])[1][0]
 
     def learn(self) -> dict[str, float] | None:
         """Learn at the end of a rollout, and begin the next."""
@@ -217,8 +223,6 @@ class OnPolicyAgent(ABC):
     def _batch(self) -> Batch:
         """The rollout with its advantages."""
         rollout, config = self.rollout, self.config
-        with torch.no_grad(), autocast(self.setting):
-            rollout.values[-1] = self.shards.network(rollout.inputs_at(rollout.steps, slice(None)), self.state)[1][0]
         advantages = generalized_advantages(
             rollout.rewards, rollout.values, rollout.terminated, rollout.ends, rollout.mask, config.discount, config.gae_lambda
         )

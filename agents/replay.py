@@ -8,12 +8,14 @@
 A window of n steps stops early at an end; at a truncation or a lost episode it takes the value of the last state it saw.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.frames import gather_stacks, next_age
+from agents.frames import before_episode, blacken, gather_stacks, next_age
 from agents.storage import check_room, steps_that_fit
 from envs.contract import GameDescription
 
@@ -57,18 +59,46 @@ class Replay:
         self.age = torch.zeros((self.rows, num_envs), dtype=torch.uint8)
         self.actions = torch.zeros((self.rows, num_envs), dtype=torch.int16)
         self.terminated, self.ends, self.mask = torch.zeros((3, self.rows, num_envs), dtype=torch.bool)
+        self._arrays = {name: table.numpy() for name, table in self._tables.items()}  # the same memory
 
-    def put_frame(self, t: int, slots: slice, observation: Tensor, extra: Tensor, is_first: Tensor) -> None:
+    def put_frame(
+        self, t: int, slots: slice, observation: NDArray[Any], extra: NDArray[np.float32], is_first: NDArray[np.bool_]
+    ) -> None:
         """Store the observation of step t, in place of the one that is `rows` steps older."""
-        row = t % self.rows
-        self.frames[row, slots], self.extra[row, slots] = observation, extra
-        self.age[row, slots] = next_age(self.age[row - 1, slots], is_first, self.depth)
+        age = next_age(self._arrays["age"][t % self.rows - 1, slots], is_first, self.depth)
+        self._put(t, slots, frames=observation, extra=extra, age=age)
 
-    def put_outcome(self, t: int, slots: slice, reward: Tensor, terminated: Tensor, end: Tensor, mask: Tensor) -> None:
+    def put_action(self, t: int, slots: slice, action: NDArray[np.integer[Any]]) -> None:
+        """Store what was done at step t."""
+        self._put(t, slots, actions=action)
+
+    def put_outcome(
+        self,
+        t: int,
+        slots: slice,
+        reward: NDArray[np.float32],
+        terminated: NDArray[np.bool_],
+        end: NDArray[np.bool_],
+        mask: NDArray[np.bool_],
+    ) -> None:
         """Store what the action of step t brought."""
-        row = t % self.rows
-        self.rewards[row, slots], self.terminated[row, slots] = reward, terminated
-        self.ends[row, slots], self.mask[row, slots] = end, mask
+        self._put(t, slots, rewards=reward, terminated=terminated, ends=end, mask=mask)
+
+    def _put(self, t: int, slots: slice, **given: NDArray[Any]) -> None:
+        """Write with numpy, which takes a fifth of torch's time for a few numbers."""
+        for name, values in given.items():
+            self._arrays[name][t % self.rows, slots] = values
+
+    def seen_at(self, t: int, slots: slice) -> tuple[Tensor, Tensor]:
+        """What `seen` is for step t of environments that lie in a row, in less time."""
+        row, age = t % self.rows, self._arrays["age"][t % self.rows, slots]
+        if row >= self.depth - 1:
+            stacks = self.frames[row - self.depth + 1 : row + 1, slots].transpose(0, 1)
+        else:
+            stacks = torch.stack([self.frames[row - back, slots] for back in reversed(range(self.depth))], 1)
+        if age.min() < self.depth - 1:
+            stacks = blacken(stacks.clone(), before_episode(age, self.depth))
+        return stacks, self.extra[row, slots]
 
     def seen(self, t: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Observations as the agent sees them, and the numbers beside: (B,), (B,) -> (B, depth, *shape), (B, E)."""

@@ -8,10 +8,14 @@ outcome t:  reward, terminated, end, mask: what action t brought, read from the 
 unit:       `chunk` steps in a row of one environment, which a memory learns from together, and its state before them
 """
 
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.frames import blacken, gather_stacks, next_age
+from agents.frames import before_episode, blacken, gather_stacks, next_age
 from agents.networks import Inputs
 from envs.contract import GameDescription
 
@@ -70,6 +74,10 @@ class Rollout:
         self.values = table(torch.float32, steps + 1)
         self.rewards = table(torch.float32)
         self.terminated, self.ends = table(torch.bool), table(torch.bool)
+        on_cpu = device.type == "cpu"
+        self._writable = {name: own.numpy() if on_cpu else own for name, own in self.tables.items()}
+        # Where it can be read at no cost; of a layout that is only measured there is none.
+        self._age = self.age.numpy() if on_cpu else np.zeros(self.age.shape if device.type != "meta" else (0, 0), np.uint8)
 
     @property
     def tables(self) -> dict[str, Tensor]:
@@ -91,22 +99,42 @@ class Rollout:
         """(T, N) False where the action was ignored, because the step after it opens an episode."""
         return ~self.is_first[1:]
 
-    def put_step(self, t: int, slots: slice, observation: Tensor, extra: Tensor, reward: Tensor, is_first: Tensor) -> None:
+    def put_step(
+        self,
+        t: int,
+        slots: slice,
+        observation: NDArray[Any],
+        extra: NDArray[np.float32],
+        reward: NDArray[np.float32],
+        is_first: NDArray[np.bool_],
+    ) -> None:
         """Store what the environment gave at step t."""
         row = t + self.depth - 1
-        self.frames[row, slots] = observation
-        self.age[row, slots] = next_age(self.age[row - 1, slots], is_first, self.depth)
-        self.extra[t, slots], self.last_rewards[t, slots], self.is_first[t, slots] = extra, reward, is_first
+        self._age[row, slots] = age = next_age(self._age[row - 1, slots], is_first, self.depth)
+        self._put(row, slots, frames=observation, age=age)
+        self._put(t, slots, extra=extra, last_rewards=reward, is_first=is_first)
 
     def put_decision(self, t: int, slots: slice, action: Tensor, log_prob: Tensor, value: Tensor, state: Tensor) -> None:
         """Store what was done at step t; `state` is the memory's before it."""
-        self.actions[t, slots], self.log_probs[t, slots], self.values[t, slots] = action, log_prob, value
+        self._put(t + 1, slots, last_actions=action)
+        self._put(t, slots, log_probs=log_prob, values=value)
         if state.shape[1] and t % self.chunk == 0:
             self.states[t // self.chunk, slots] = state
 
-    def put_outcome(self, t: int, slots: slice, reward: Tensor, terminated: Tensor, end: Tensor) -> None:
+    def put_outcome(
+        self, t: int, slots: slice, reward: NDArray[np.float32], terminated: NDArray[np.bool_], end: NDArray[np.bool_]
+    ) -> None:
         """Store what action t brought."""
-        self.rewards[t, slots], self.terminated[t, slots], self.ends[t, slots] = reward, terminated, end
+        self._put(t, slots, rewards=reward, terminated=terminated, ends=end)
+
+    def _put(self, row: int, slots: slice, **given: NDArray[Any] | Tensor) -> None:
+        """Write into a row of some tables; on the CPU with numpy, which takes a fifth of torch's time for a few numbers."""
+        for name, values in given.items():
+            table = self._writable[name]
+            if isinstance(table, Tensor):
+                table[row, slots] = torch.as_tensor(values)
+            else:
+                table[row, slots] = values.numpy() if isinstance(values, Tensor) else values
 
     def inputs_at(self, t: int, slots: slice) -> Inputs:
         """What the agent sees at step t: (1, slots, ...)."""
@@ -114,13 +142,10 @@ class Rollout:
         return Inputs(self.stacks_at(t, slots)[None], *(table[t : t + 1, slots] for table in beside))
 
     def stacks_at(self, t: int, slots: slice) -> Tensor:
-        """Observations of step t as the agent sees them: (slots, depth, *shape)."""
+        """Observations of step t as the agent sees them: (slots, depth, *shape); a view where nothing is black."""
         stacks = self.frames[t : t + self.depth, slots].transpose(0, 1)
-        if self.depth == 1:
-            return stacks
-        stacks = stacks.clone(memory_format=torch.contiguous_format)  # of one environment it would be the stored frames
-        back = torch.arange(self.depth - 1, -1, -1, device=stacks.device)
-        return blacken(stacks, self.age[t + self.depth - 1, slots][:, None].int() < back)
+        age = self._age[t + self.depth - 1, slots]
+        return stacks if age.min() == self.depth - 1 else blacken(stacks.clone(), before_episode(age, self.depth))
 
     def unit(self, units: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Where some units lie: (B,) -> steps (chunk, B), slots (B,), the memory's states before them (B, state)."""
@@ -144,10 +169,12 @@ class Rollout:
         """Take back the rows that were in use."""
         for name, rows in state.items():
             getattr(self, name)[: len(rows)] = rows
+        self._age[:] = self.age.cpu()
 
     def carry_over(self) -> None:
         """Make the last observation, with its past, the first of the next rollout."""
         self.frames[: self.depth] = self.frames[-self.depth :].clone()
         self.age[: self.depth] = self.age[-self.depth :].clone()
+        self._age[: self.depth] = self._age[-self.depth :].copy()
         for table in (self.extra, self.last_actions, self.last_rewards, self.is_first):
             table[0] = table[-1]

@@ -2,6 +2,7 @@
 
 import ctypes
 import platform
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -11,9 +12,11 @@ from envs.contract import InputError
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
 
 
-def autocast(setting: Setting) -> torch.autocast:
+def autocast(setting: Setting) -> AbstractContextManager[object]:
     """Matrix products in the setting's precision inside the block, sums and weights in float32."""
-    return torch.autocast(setting.device.type, dtype=torch.bfloat16, enabled=setting.precision == torch.bfloat16)
+    if setting.precision == torch.float32:
+        return nullcontext()
+    return torch.autocast(setting.device.type, dtype=setting.precision)
 
 
 def pick_device(name: str) -> torch.device:

@@ -179,11 +179,11 @@ def full_replay(bench: Bench, steps: int) -> Replay:
         game = envs.description
     size, every = bench.num_envs, slice(None)
     memory = Replay(steps, size, 4, game)
-    picture = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (size, *game.observation_shape), np.uint8))
-    no = torch.zeros(size, dtype=torch.bool)
+    picture = np.random.default_rng(0).integers(0, 256, (size, *game.observation_shape), np.uint8)
+    no = np.zeros(size, np.bool_)
     for t in range(memory.rows):
-        memory.put_frame(t, every, picture, torch.zeros(size, game.extra_size), no if t % 500 else ~no)
-        memory.put_outcome(t, every, torch.zeros(size), no, no, ~no)
+        memory.put_frame(t, every, picture, np.zeros((size, game.extra_size)), no if t % 500 else ~no)
+        memory.put_outcome(t, every, np.zeros(size), no, no, ~no)
     memory.newest = memory.complete = memory.rows - 1
     return memory
 

@@ -157,10 +157,10 @@ def test_the_learning_networks_choice_is_valued_by_the_target_network():
         for network, head in ((agent.network, [3.0, 2.0]), (agent.target, [10.0, 20.0])):
             network.head.weight.zero_()
             network.head.bias.copy_(torch.tensor(head))
-    slots, no, yes = slice(0, 1), torch.tensor([False]), torch.tensor([True])
+    slots, no, yes = slice(0, 1), np.array([False]), np.array([True])
     for step in range(2):
-        agent.replay.put_frame(step, slots, torch.zeros(1, SIZE), torch.zeros(1, 0), torch.tensor([step == 0]))
-    agent.replay.put_outcome(0, slots, torch.ones(1), no, no, yes)
+        agent.replay.put_frame(step, slots, np.zeros((1, SIZE)), np.zeros((1, 0)), np.array([step == 0]))
+    agent.replay.put_outcome(0, slots, np.ones(1), no, no, yes)
     loss, value, _ = agent._update(torch.tensor([0]), torch.tensor([0])).tolist()
     # target: 1 + 0.5 * 10 (single: 20; swapped: 2; without a target network: 3)
     assert loss == pytest.approx((3 - 6) ** 2)

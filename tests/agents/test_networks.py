@@ -71,7 +71,7 @@ def test_bfloat16_is_close(name):
 
 @pytest.mark.parametrize("kind", ["gru", "lstm"])
 def test_a_memory_counts_in_float32(kind):
-    """Under autocast too, with variables and an instruction beside the picture; so do its gradients."""
+    """Under autocast too, with variables and an instruction beside the picture; so do what reads it, and its gradients."""
     torch.manual_seed(0)
     game = describe((1, 36, 36), "uint8", ACTIONS, extra=18, tokens=16)
     network = ActorCritic(game, DEPTH, "nature", kind)
@@ -80,8 +80,11 @@ def test_a_memory_counts_in_float32(kind):
     state = torch.randn(BATCH, network.state_size)
     with torch.no_grad():
         _, values, after = network(inputs, state)
+    read = []
+    network.beside.reader.register_forward_hook(lambda _, inputs, outputs: read.append(outputs[0].dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         low_logits, low_values, low_after = network(inputs, state)
+    assert read == [torch.float32]  # in bfloat16 there is no such kernel without AVX-512
     assert {part.dtype for part in (low_logits, low_values, low_after)} == {torch.float32}
     torch.testing.assert_close(low_after, after, atol=0.02, rtol=0)
     torch.testing.assert_close(low_values, values, atol=0.05, rtol=0)

@@ -80,14 +80,14 @@ class Filled:
         """One step of a group; before it the action of the last one, as an agent does."""
         slots, t = self.groups[group], self.times[group]
         moments = [self._moment(model, kind) for model, kind in zip(self.models[slots], kinds, strict=True)]
-        column = {name: torch.tensor([getattr(moment, name) for moment in moments]) for name in Moment._fields}
+        column = {name: np.array([getattr(moment, name) for moment in moments]) for name in Moment._fields}
         if t >= 0:
             over = column["terminated"] | column["life_lost"]
             self.replay.put_outcome(t, slots, column["reward"], over, over | column["truncated"], ~column["is_first"])
         t = self.times[group] = t + 1
         frame = column["frame"][:, None]
         self.replay.put_frame(t, slots, frame, -frame, column["is_first"])
-        self.replay.actions[t % self.replay.rows, slots] = column["action"].to(self.replay.actions.dtype)
+        self.replay.put_action(t, slots, column["action"])
         for model, moment in zip(self.models[slots], moments, strict=True):
             model.moments.append(moment)
 
@@ -102,6 +102,11 @@ class Filled:
         """Compare every transition that may be sampled; returns how many there are."""
         newest, complete = max(self.times), min(self.times)
         self.replay.newest, self.replay.complete = newest, complete
+        for t, slots in ((t, slots) for t, slots in zip(self.times, self.groups, strict=True) if t >= 0):
+            stacks, extra = self.replay.seen_at(t, slots)  # first: looking changes nothing that is stored
+            models = self.models[slots]
+            assert stacks[..., 0].tolist() == [model.stack(t, self.replay.depth) for model in models]
+            assert extra[:, 0].tolist() == [-model.moments[t].frame for model in models]
         span = self.replay.span(n)
         oldest = max(0, newest - self.replay.rows + 1)  # what is older is overwritten, for some environment
         whole = [t for t in range(complete + 1) if max(0, t - self.replay.depth + 1) >= oldest and t + n <= complete]

@@ -31,7 +31,7 @@ def pictures(steps, num_envs, seed=0):
 
 def put_frame(rollout, t, observation, is_first):
     size = len(is_first)
-    rollout.put_step(t, slice(None), observation, torch.zeros(size, 0), torch.zeros(size), is_first)
+    rollout.put_step(t, slice(None), observation, np.zeros((size, 0)), np.zeros(size), is_first)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
@@ -46,9 +46,8 @@ def test_stacks_for_acting_for_learning_and_of_a_player_are_the_same(length, num
     player = FrameStack(num_envs, depth, SHAPE, torch.uint8, torch.device("cpu"))
 
     def put(t, step):
-        observation, is_first = (torch.from_numpy(part) for part in (step.observation, step.is_first))
-        put_frame(rollout, t, observation, is_first)
-        return player.push(observation, is_first, everyone)
+        put_frame(rollout, t, step.observation, step.is_first)
+        return player.push(torch.from_numpy(step.observation), torch.from_numpy(step.is_first), everyone)
 
     assert torch.equal(put(0, tape.at(0)), expected[0])
     for start in (0, length, 2 * length):
@@ -66,15 +65,15 @@ def test_stacks_for_acting_for_learning_and_of_a_player_are_the_same(length, num
 
 def test_a_stack_looks_back_into_the_rollout_before():
     rollout = Rollout(2, 1, 3, describe((1,)), torch.device("cpu"))
-    frame = iter(torch.arange(1.0, 10.0)[:, None, None])
-    put_frame(rollout, 0, next(frame), torch.tensor([True]))
+    frame = iter(np.arange(1.0, 10.0)[:, None, None])
+    put_frame(rollout, 0, next(frame), np.array([True]))
     for _ in range(2):
         for t in (1, 2):
-            put_frame(rollout, t, next(frame), torch.tensor([False]))
+            put_frame(rollout, t, next(frame), np.array([False]))
         rollout.carry_over()
     # frames 1 ... 5; the last is the third rollout's first
     assert rollout.stacks_at(0, slice(None)).flatten().tolist() == [3, 4, 5]
-    put_frame(rollout, 1, next(frame), torch.tensor([True]))
+    put_frame(rollout, 1, next(frame), np.array([True]))
     assert rollout.stacks_at(1, slice(None)).flatten().tolist() == [0, 0, 6]
     assert rollout.stacks_at(0, slice(None)).flatten().tolist() == [3, 4, 5]  # making a stack black leaves the frames alone
 

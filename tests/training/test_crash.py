@@ -9,8 +9,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 
 from agents.replay import Replay
 from tests.agents.driving import describe
@@ -103,8 +103,8 @@ def test_every_prefix_of_a_save_with_replay_leaves_pieces_that_its_checkpoint_na
 
     def grow(replay: Replay, steps: int) -> None:
         for t in range(replay.newest + 1, steps):
-            replay.put_frame(t, everyone, torch.full((2, 1, 6, 6), t, dtype=torch.uint8), torch.zeros(2, 0), torch.zeros(2) > 0)
-            replay.put_outcome(t, everyone, torch.zeros(2), *torch.zeros((3, 2), dtype=torch.bool))
+            replay.put_frame(t, everyone, np.full((2, 1, 6, 6), t, np.uint8), np.zeros((2, 0)), np.zeros(2, np.bool_))
+            replay.put_outcome(t, everyone, np.zeros(2), *np.zeros((3, 2), np.bool_))
             replay.newest = replay.complete = t
 
     def save(run_dir: Path, files: ReplayFiles, replay: Replay, frames: int) -> None:

@@ -5,6 +5,7 @@ import os
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,10 +24,10 @@ def filled(steps: int) -> Replay:
     replay = Replay(80, 2, 4, GAME)
     everyone = slice(0, 2)
     for t in range(steps):
-        frames = torch.full((2, 1, 6, 6), t % 251, dtype=torch.uint8)
-        replay.put_frame(t, everyone, frames, torch.zeros(2, 0), torch.tensor([t == 0] * 2))
+        frames = np.full((2, 1, 6, 6), t % 251, np.uint8)
+        replay.put_frame(t, everyone, frames, np.zeros((2, 0)), np.array([t == 0] * 2))
         if t < steps - 1:
-            replay.put_outcome(t, everyone, torch.tensor([t, -t]).float(), *torch.tensor([[t % 7 == 0, False]] * 3))
+            replay.put_outcome(t, everyone, np.array([t, -t]), *np.array([[t % 7 == 0, False]] * 3))
         replay.newest, replay.complete = t, t
     return replay
 
