@@ -292,6 +292,7 @@ def test_a_signal_while_it_saves_leaves_two_checkpoints(
 
     def slowly(*args: Any) -> Path:
         if next(calls) == 1:
+            wait_for(lambda: run.agent.frames > args[1])  # else its own would be in place of this one
             signal.raise_signal(signal.SIGTERM)  # from the thread that writes; the main thread takes it
             time.sleep(0.5)
         return save(*args)
