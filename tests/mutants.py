@@ -99,12 +99,13 @@ def main(words: Sequence[str]) -> int:
         if whole.returncode != 0:
             print(f"the tests fail without any mutant:\n{whole.stdout[-3000:]}{whole.stderr[-1000:]}")
             return 1
+    caught = 0
     with ThreadPoolExecutor(usable_cores()) as pool:
-        results = list(pool.map(lambda mutant: try_mutant(mutant.file, mutant.old, mutant.new, mutant.tests, seconds), chosen))
-    for mutant, result in zip(chosen, results, strict=True):
-        word, why = ("caught  ", "") if result.caught else ("SURVIVED", f": {result.said}")
-        print(f"{word} {mutant.what} ({mutant.file}){why}")
-    caught = sum(result.caught for result in results)
+        results = pool.map(lambda mutant: try_mutant(mutant.file, mutant.old, mutant.new, mutant.tests, seconds), chosen)
+        for mutant, result in zip(chosen, results, strict=True):
+            word, why = ("caught  ", "") if result.caught else ("SURVIVED", f": {result.said}")
+            print(f"{word} {mutant.what} ({mutant.file}){why}", flush=True)
+            caught += result.caught
     print(f"{caught} of {len(chosen)} caught")
     return 0 if caught == len(chosen) else 1
 
