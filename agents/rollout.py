@@ -174,7 +174,7 @@ class Rollout:
     def carry_over(self) -> None:
         """Make the last observation, with its past, the first of the next rollout."""
         self.frames[: self.depth] = self.frames[-self.depth :].clone()
-        self.age[: self.depth] = self.age[-self.depth :].clone()
-        self._age[: self.depth] = self._age[-self.depth :].copy()
+        self.age[self.depth - 1] = self.age[-1]
+        self._age[self.depth - 1] = self._age[-1]
         for table in (self.extra, self.last_actions, self.last_rewards, self.is_first):
             table[0] = table[-1]
