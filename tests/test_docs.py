@@ -43,7 +43,8 @@ of_every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
 # ------------------------------------------------------------------------------------------- passages made from the code
 
 PASSAGE = re.compile(
-    r"(<!-- (settings|differences|presets|throughput|scaling|interruptions|soak):([\w-]+) -->\n)(.*?)(<!-- /\2 -->)", re.DOTALL
+    r"(<!-- (settings|differences|presets|throughput|scaling|peers|interruptions|soak):([\w-]+) -->\n)(.*?)(<!-- /\2 -->)",
+    re.DOTALL,
 )
 # Columns of the table of presets; Pong stands for every game without a preset of its own.
 PLAYED = {
@@ -133,6 +134,11 @@ def scaling(name: str) -> str:
     return f"{found['machine']}; medians, least and most of the rounds:\n\n" + "\n\n".join(written) + "\n"
 
 
+def peers(name: str) -> str:
+    found = result(name)
+    return f"{found['machine']}; medians of {len(found['rounds'])} rounds:\n\n{benchmark('peers').table(found['rounds'])}\n"
+
+
 def interruptions(name: str) -> str:
     found = result(name)
     return f"{found['machine']}:\n\n{benchmark('interruptions').table(found['summary'])}\n"
@@ -144,7 +150,14 @@ def soak(name: str) -> str:
 
 
 OF_ALGORITHMS: dict[str, Callable[[str], str]] = {"settings": settings, "differences": differences, "presets": presets_table}
-MAKERS = {**OF_ALGORITHMS, "throughput": throughput, "scaling": scaling, "interruptions": interruptions, "soak": soak}
+MAKERS = {
+    **OF_ALGORITHMS,
+    "throughput": throughput,
+    "peers": peers,
+    "scaling": scaling,
+    "interruptions": interruptions,
+    "soak": soak,
+}
 
 
 def rewritten(text: str) -> str:
@@ -169,7 +182,7 @@ def test_a_passage_that_is_behind_the_code_is_noticed(algorithm):
 
 @pytest.mark.parametrize(
     ("page", "kinds"),
-    {"performance": ["throughput", "throughput", "scaling"], "reliability": ["interruptions", "soak"]}.items(),
+    {"performance": ["throughput", "throughput", "peers", "scaling"], "reliability": ["interruptions", "soak"]}.items(),
 )
 def test_pages_repeat_the_results(page, kinds):
     text = (DOCS / f"{page}.md").read_text()
