@@ -188,8 +188,9 @@ class DQN:
             best = self.shards.network(*(part.to(self.setting.device) for part in seen)).argmax(-1).cpu()
         anything = torch.randint(self.setting.game.num_actions, best.shape, generator=self.generator)
         actions = torch.where(torch.rand(best.shape, generator=self.generator) < self.epsilon, anything, best)
-        self.replay.put_action(t, slots, actions.numpy())
-        return actions.numpy()
+        chosen: NDArray[np.int64] = actions.numpy()
+        self.replay.put_action(t, slots, chosen)
+        return chosen
 
     def observe(self, timestep: TimeStep, slots: slice) -> None:
         """Store what the last actions brought."""

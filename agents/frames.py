@@ -33,9 +33,17 @@ def next_age(age: NDArray[np.uint8], is_first: NDArray[np.bool_], depth: int) ->
     return older * ~is_first
 
 
-def before_episode(age: NDArray[np.uint8], depth: int) -> Tensor:
-    """Which frames of stacks are from before the episode, by the age of the newest: (n,) -> (n, depth)."""
-    return torch.from_numpy(age[:, None] < np.arange(depth - 1, -1, -1))
+def as_seen(stacks: Tensor, age: NDArray[np.uint8]) -> Tensor:
+    """Stored stacks as the agent sees them: a copy where a frame is black, else what is stored itself.
+
+    Args:
+        stacks: (n, depth, *shape).
+        age: (n,) of the newest frames, see `next_age`.
+    """
+    depth = stacks.shape[1]
+    if age.min() == depth - 1:
+        return stacks
+    return blacken(stacks.clone(), torch.from_numpy(age[:, None] < np.arange(depth - 1, -1, -1)))
 
 
 def gather_stacks(frames: Tensor, age: Tensor, rows: Tensor, slots: Tensor, depth: int) -> Tensor:

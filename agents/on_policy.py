@@ -168,9 +168,9 @@ class OnPolicyAgent(ABC):
         with torch.inference_mode(), autocast(self.setting):
             logits, values, state = self.shards.network(self.rollout.inputs_at(t, slots), self.state[slots])
             log_probs = logits[0].log_softmax(-1)
-            # torch.multinomial's own draw, without its checks, which take as long again
-            waits = torch.empty_like(log_probs).exponential_(generator=self.generator)
-            actions = (log_probs.exp() / waits).argmax(-1, keepdim=True)
+            # Of waits with these rates the shortest is a draw: torch.multinomial's own, but for its checks, which cost as much
+            units = torch.empty_like(log_probs).exponential_(generator=self.generator)
+            actions = (log_probs.exp() / units).argmax(-1, keepdim=True)
             log_prob = log_probs.gather(-1, actions)[:, 0]
             self.rollout.put_decision(t, slots, actions[:, 0], log_prob, values[0], self.state[slots])
             if self.network.memory is not None:
@@ -198,7 +198,8 @@ class OnPolicyAgent(ABC):
     def _note_value(self, t: int, slots: slice) -> None:
         """Note what the observation behind a rollout is worth."""
         with torch.no_grad(), autocast(self.setting):
-            self.rollout.values[t, slots] = self.shards.network(self.rollout.inputs_at(t, slots), self.state[slots])[1][0]
+            _, values, _ = self.shards.network(self.rollout.inputs_at(t, slots), self.state[slots])
+            self.rollout.put_value(t, slots, values[0])
 
     def learn(self) -> dict[str, float] | None:
         """Learn at the end of a rollout, and begin the next."""
@@ -287,6 +288,11 @@ class OnPolicyAgent(ABC):
         self._times = dict(state["times"])
         self.state.copy_(state["state"])
         self.rollout.load_state_dict(state["rollout"])
+        for slots in self.setting.groups:
+            if self._times[slots.start] == self.config.rollout_steps:
+                self._note_value(
+                    self.config.rollout_steps, slots
+                )  # checkpoints of older versions have it only behind all groups
 
 
 def frozen_player(

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.frames import before_episode, blacken, gather_stacks, next_age
+from agents.frames import as_seen, gather_stacks, next_age
 from agents.networks import Inputs
 from envs.contract import GameDescription
 
@@ -75,6 +75,7 @@ class Rollout:
         self.rewards = table(torch.float32)
         self.terminated, self.ends = table(torch.bool), table(torch.bool)
         on_cpu = device.type == "cpu"
+        # What is written: on the CPU the same memory through numpy, which takes a quarter of torch's time for a few numbers.
         self._writable = {name: own.numpy() if on_cpu else own for name, own in self.tables.items()}
         # Where it can be read at no cost; of a layout that is only measured there is none.
         self._age = self.age.numpy() if on_cpu else np.zeros(self.age.shape if device.type != "meta" else (0, 0), np.uint8)
@@ -111,7 +112,7 @@ class Rollout:
         """Store what the environment gave at step t."""
         row = t + self.depth - 1
         self._age[row, slots] = age = next_age(self._age[row - 1, slots], is_first, self.depth)
-        self._put(row, slots, frames=observation, age=age)
+        self._put(row, slots, frames=observation, age=age)  # on a GPU the age is there twice
         self._put(t, slots, extra=extra, last_rewards=reward, is_first=is_first)
 
     def put_decision(self, t: int, slots: slice, action: Tensor, log_prob: Tensor, value: Tensor, state: Tensor) -> None:
@@ -121,6 +122,10 @@ class Rollout:
         if state.shape[1] and t % self.chunk == 0:
             self.states[t // self.chunk, slots] = state
 
+    def put_value(self, t: int, slots: slice, value: Tensor) -> None:
+        """Store what the observation of step t is worth; behind the last step nothing else is decided."""
+        self._put(t, slots, values=value)
+
     def put_outcome(
         self, t: int, slots: slice, reward: NDArray[np.float32], terminated: NDArray[np.bool_], end: NDArray[np.bool_]
     ) -> None:
@@ -128,7 +133,7 @@ class Rollout:
         self._put(t, slots, rewards=reward, terminated=terminated, ends=end)
 
     def _put(self, row: int, slots: slice, **given: NDArray[Any] | Tensor) -> None:
-        """Write into a row of some tables; on the CPU with numpy, which takes a fifth of torch's time for a few numbers."""
+        """Write into a row of some tables."""
         for name, values in given.items():
             table = self._writable[name]
             if isinstance(table, Tensor):
@@ -142,10 +147,8 @@ class Rollout:
         return Inputs(self.stacks_at(t, slots)[None], *(table[t : t + 1, slots] for table in beside))
 
     def stacks_at(self, t: int, slots: slice) -> Tensor:
-        """Observations of step t as the agent sees them: (slots, depth, *shape); a view where nothing is black."""
-        stacks = self.frames[t : t + self.depth, slots].transpose(0, 1)
-        age = self._age[t + self.depth - 1, slots]
-        return stacks if age.min() == self.depth - 1 else blacken(stacks.clone(), before_episode(age, self.depth))
+        """Observations of step t as the agent sees them: (slots, depth, *shape); may be what is stored itself."""
+        return as_seen(self.frames[t : t + self.depth, slots].transpose(0, 1), self._age[t + self.depth - 1, slots])
 
     def unit(self, units: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Where some units lie: (B,) -> steps (chunk, B), slots (B,), the memory's states before them (B, state)."""

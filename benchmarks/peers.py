@@ -2,11 +2,15 @@
 
     python benchmarks/peers.py --cleanrl PYTHON SCRIPT --sample-factory PYTHON [--seconds 60] [--rounds 3]
 
-All train PPO on Berzerk's pixels: 8 games, 128 steps a rollout, 4 epochs of 4 minibatches of 256 samples. The peers want other
-packages than this project, so each has an environment of its own, named by its Python; `docs/performance.md` says how to make
-them. A step is one agent step. What a peer makes is read off what it prints, from its first report of an update to its last, by
-the clock of this program; of ours whole rollouts with their updates are counted, as in `benchmarks/throughput.py`. They take
-turns, round by round, on the same machine; a ratio is the median over the rounds.
+All train PPO on Berzerk's pixels: 8 games, 128 steps a rollout, 4 epochs of 4 minibatches of 256 samples. Beside that each has
+its own defaults: CleanRL ends an episode with a life, Sample Factory normalises inputs and returns, and only ours has sticky
+actions. The peers want other packages than this project, so each has an environment of its own, named by its Python;
+`docs/performance.md` says how to make them.
+
+A step is one agent step. What a peer makes is read off what it prints, by the clock of this program: CleanRL reports behind
+each update, Sample Factory every few seconds, so that its figure is uncertain by an update (1,024 steps) in all that it
+makes. Of ours whole rollouts with their updates are counted, as in `benchmarks/throughput.py`. They take turns, round by
+round, on the same machine; a ratio is the median over the rounds.
 """
 
 import json
@@ -17,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from datetime import date
@@ -32,7 +37,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from training.start import commit
 
 _BATCH = 8 * 128  # steps between two updates
-_PATIENCE = 300.0  # seconds until the first report; the peers take long to start
+_SKIP = 4  # emulator frames a step
+_PATIENCE = 300.0  # seconds beside the measurement; the peers take long to start
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ class Peer:
         Raises:
             SystemExit: it ended before it was asked to, or never reported.
         """
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             process = subprocess.Popen(
                 self.command,
                 cwd=folder,
@@ -79,26 +85,27 @@ class Peer:
                 start_new_session=True,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
             )
+            end = threading.Timer(_PATIENCE + seconds, os.killpg, (process.pid, signal.SIGKILL))
+            end.start()
             try:
                 return self._watch(process, seconds)
             finally:
+                end.cancel()
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
 
     def _watch(self, process: "subprocess.Popen[str]", seconds: float) -> float:
         assert process.stdout is not None
         seen: list[tuple[float, int]] = []  # when, and the steps until then
-        began, said = time.perf_counter(), ""
+        said = ""
         for said in process.stdout:
             now = time.perf_counter()
             found = self.report.search(said)
-            steps = (int(found[1]) // 4 if found.groups() else (len(seen) + 1) * _BATCH) if found else 0
+            steps = (int(found[1]) // _SKIP if found.groups() else (len(seen) + 1) * _BATCH) if found else 0
             if steps and (not seen or steps > seen[-1][1]):
                 seen.append((now, steps))
             if len(seen) > 1 and now - seen[0][0] >= seconds:
                 return (seen[-1][1] - seen[0][1]) / (seen[-1][0] - seen[0][0])
-            if not seen and now - began > _PATIENCE:
-                break
         raise SystemExit(f"{' '.join(self.command)} was not measured; its last words: {said}")
 
 

@@ -14,5 +14,8 @@ LONGEST = "tests/test_resume.py"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The file that takes longest comes first: where files are shared out between processes, it would end alone."""
+    """The file that takes longest comes first: where files are shared out between processes, it would end alone.
+
+    pytest-xdist would sort them by their number of tests; `--no-loadscope-reorder` keeps it from that.
+    """
     items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))

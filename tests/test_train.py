@@ -335,9 +335,12 @@ def test_a_run_that_could_not_be_begun_leaves_no_directory(fault: BaseException,
     def fail(*_: object) -> None:
         raise fault
 
+    let_go: list[object] = []
     monkeypatch.setattr(start, "save_config", fail)
+    monkeypatch.setattr(start.Lock, "release", lambda lock: let_go.append(lock))
     assert train.main(["ppo", "--env", "CartPole-v1", "--run-dir", "run"]) == (2 if isinstance(fault, OSError) else 130)
     assert not Path("run").exists()
+    assert len(let_go) == 1
 
 
 def test_help_shows_what_would_run(capsys: pytest.CaptureFixture[str]) -> None:

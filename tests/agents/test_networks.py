@@ -118,13 +118,18 @@ def test_nature_is_stable_baselines3s():
     torch.testing.assert_close(ours(stacks), theirs(stacks[:, :, 0] / 255))
 
 
+@pytest.mark.parametrize("stored", [False, True])
 @pytest.mark.parametrize("shape", [(1, 84, 84), (3, 37, 50)])
-def test_blocks_are_the_same_convolution(shape):
-    """Sides that are no multiples of four too; so are the gradients."""
+def test_blocks_are_the_same_convolution(shape, stored):
+    """Sides that are no multiples of four too, and stacks that are views of what is stored; so are the gradients."""
     torch.manual_seed(0)
     torso = NatureCNN(DEPTH * shape[0], *shape[1:])
     plain = copy.deepcopy(torso)
     stacks = stacks_of(describe(shape, "uint8", ACTIONS))
+    if stored:  # time first, and other games beside these
+        rows = torch.zeros(DEPTH, BATCH + 2, *shape, dtype=torch.uint8)
+        rows[:, 1:-1] = stacks.transpose(0, 1)
+        stacks = rows[:, 1:-1].transpose(0, 1)
     features = torso(stacks)
     expected = plain.dense(plain.convolutions(stacks.flatten(1, 2) / 255).flatten(1)).relu()
     torch.testing.assert_close(features, expected)

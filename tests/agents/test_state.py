@@ -86,6 +86,27 @@ def test_a_loaded_agent_goes_on_like_the_one_that_was_saved(algorithm, tmp_path)
     assert original.updates > 10
 
 
+@pytest.mark.parametrize("algorithm", ["a2c", "ppo"])
+def test_the_last_values_of_a_rollout_are_made_again(algorithm):
+    """Checkpoints once held them only behind the last group's last step; this one is from before it."""
+    agent, tape = make(algorithm), tape_of(1)
+    for slots in agent.setting.groups:
+        agent.observe(tape.at(0, slots), slots)
+    for t in range(1, SETTINGS["rollout_steps"] + 1):
+        for slots in agent.setting.groups:
+            agent.act(tape.at(t - 1, slots), slots)
+        for slots in agent.setting.groups[: 1 if t == SETTINGS["rollout_steps"] else 2]:
+            agent.observe(tape.at(t, slots), slots)
+    assert agent.holds
+    state = clone(agent.state_dict())
+    values = state["rollout"]["values"]
+    assert values[-1].ne(0).tolist() == [True, True, False, False]
+    expected = values[-1].clone()
+    values[-1] = 0
+    agent.load_state_dict(state)
+    assert torch.equal(agent.rollout.values[-1], expected)
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_every_part_of_the_state_matters(algorithm):
     """With one part left out the numbers are others, so the test above would see it."""
