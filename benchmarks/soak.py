@@ -2,10 +2,11 @@
 
     python benchmarks/soak.py [--minutes 60]
 
-A run of PPO on pixels and one of DQN on RAM, whose replay is soon full, train side by side, each with checkpoints every minute
-or so. Every few seconds it is looked at what each trainer and its workers hold: memory of their own (PSS, so that shared pages
-count once, without files: whoever else maps a library changes each one's share of it), open descriptors, threads, and what lies
-in `/dev/shm`. The first tenth is not counted: memory fills.
+A run of PPO on pixels and one of DQN on RAM, whose replay is soon full, train side by side, each with checkpoints every
+minute or so. Every few seconds it is looked at what each trainer and its workers hold: memory of their own (PSS, so that
+shared pages count once, without files: whoever else maps a library changes each one's share of it), open descriptors,
+threads, and what lies in `/dev/shm`. Memory fills until a few checkpoints were made: the hour begins when each run has three
+of them, and its first tenth is not counted.
 """
 
 import json
@@ -25,6 +26,7 @@ from throughput import RESULTS, machine
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from training.checkpoint import KEEP
 from training.start import commit
 
 RUNS = {
@@ -42,6 +44,14 @@ class Soak:
     """How long."""
     out: Path | None = None
     """JSON file for the figures; below benchmarks/results, named after the machine, where not given."""
+
+
+def wait_for_checkpoints(directory: Path, process: "subprocess.Popen[bytes]") -> None:
+    """Until a run has as many as it keeps."""
+    while len(list(directory.glob("[0-9]*"))) < KEEP:
+        if process.poll() is not None:
+            raise SystemExit(f"{directory.parent.name} ended with {process.returncode}")
+        time.sleep(0.1)
 
 
 def family(pid: int) -> list[int]:
@@ -104,8 +114,8 @@ def main() -> None:
             for name, args in RUNS.items()
         }
         try:
-            while not all((Path(folder) / name / "metrics.jsonl").exists() for name in runs):
-                time.sleep(0.1)
+            for name, process in runs.items():
+                wait_for_checkpoints(Path(folder) / name / "checkpoints", process)
             seen = watch(runs, options.minutes)
         finally:
             for process in runs.values():
