@@ -96,7 +96,6 @@ def _resume(args: Sequence[str]) -> int:
     from agents.registry import ALGORITHMS
     from envs.contract import InputError
     from training import command_line, start
-    from training.command_line import next_command
     from training.config import check_path
 
     if list(args) in (["-h"], ["--help"]):
@@ -112,7 +111,10 @@ def _resume(args: Sequence[str]) -> int:
     check_path("resume", rest[0])
     run_dir = Path(rest[0])
     if start.finished(run_dir, env):
-        print(f"{run_dir} is finished; {next_command('evaluate.py', run_dir, env or '')} measures it", file=sys.stderr)
+        print(
+            f"{run_dir} is finished; {command_line.next_command('evaluate.py', run_dir, env or '')} measures it",
+            file=sys.stderr,
+        )
         return 0
     run = start.old_run(run_dir, env)
     if run.envs.strays:

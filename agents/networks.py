@@ -23,7 +23,6 @@ from envs.contract import VOCABULARY, GameDescription, InputError
 
 HIDDEN = 512  # features of the image torsos
 _BLOCK = 4  # pixels; the stride of NatureCNN's first convolution
-_WORD_BYTES = 4  # of int32, as which a block's row of pixels is moved
 _SMALLEST_NATURE = 36  # pixels of a side that its three convolutions leave something of
 MLP_HIDDEN = 64  # units a layer for vectors, as in PPO's and stable-baselines3's defaults
 _BESIDE = 64  # features of the numbers beside the picture, and of an instruction; the latter as in IMPALA
@@ -317,7 +316,7 @@ def _as_blocks(stacks: Tensor) -> Tensor:
     """
     height, width = (size // _BLOCK for size in stacks.shape[-2:])
     pixels = stacks[..., : height * _BLOCK, : width * _BLOCK]
-    if any(step % _WORD_BYTES for step in (pixels.storage_offset(), *pixels.stride()[:-1])):
+    if any(step % torch.int32.itemsize for step in (pixels.storage_offset(), *pixels.stride()[:-1])):
         pixels = pixels.contiguous()  # so that each row begins where a number of four bytes may
     rows = pixels.view(torch.int32).view(*stacks.shape[:3], height, _BLOCK, width)  # four pixels move as one number
     blocks = rows.permute(0, 3, 5, 1, 2, 4).contiguous().view(torch.uint8).flatten(3)

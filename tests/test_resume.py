@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -64,8 +65,7 @@ def train(run: Run, stops: list[int]) -> int:
         if taken in stops:
             run._on_signal(signal.SIGTERM, None)
 
-    run.scores.watch = watch  # type: ignore[method-assign] # called once a turn
-    with run:
+    with run, patch.object(run.scores, "watch", watch):  # called once a turn
         try:
             run.train(lambda row: None)
         except Stopped:

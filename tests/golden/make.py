@@ -10,6 +10,7 @@ import signal
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -39,8 +40,7 @@ def main(run_dir: Path) -> None:
         if run.agent.frames >= TOTAL // 2:
             run._on_signal(signal.SIGTERM, None)
 
-    run.scores.watch = stop_half_way  # type: ignore[method-assign] # called once a turn
-    with run, contextlib.suppress(Stopped):
+    with run, patch.object(run.scores, "watch", stop_half_way), contextlib.suppress(Stopped):  # called once a turn
         run.train(lambda row: None)
     seen = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
     (subject,) = subjects.find(str(run_dir), policy="greedy", device="cpu")
