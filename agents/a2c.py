@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.on_policy import Batch, OnPolicyAgent, OnPolicyConfig, masked_mean, policy_terms
+from agents.rmsprop import RMSprop
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class A2C(OnPolicyAgent):
 
     def make_optimizer(self, weights: list[nn.Parameter]) -> torch.optim.Optimizer:
         """RMSprop."""
-        return torch.optim.RMSprop(weights, lr=self.config.learning_rate, alpha=self.config.rms_decay, eps=1e-5)
+        return RMSprop(weights, self.config.learning_rate, self.config.rms_decay, eps=1e-5)
 
     def update(self, rollout: Batch) -> dict[str, Tensor]:
         """Learn from a rollout."""

@@ -260,7 +260,7 @@ class DQN:
             return {"loss": loss.detach(), "value": values.detach().mean() * len(part) / len(t)}
 
         metrics = self.shards.gradients(work, torch.arange(len(t)))
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), config.max_grad_norm)
+        norm = self.shards.clip(config.max_grad_norm)
         self.optimizer.step()
         self.shards.refresh()
         self.updates += 1

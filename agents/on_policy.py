@@ -248,7 +248,7 @@ class OnPolicyAgent(ABC):
             return {name: value.detach() * share for name, value in {**parts, "loss/total": loss}.items()}
 
         metrics = self.shards.gradients(work, units, self.rollout.chunk)
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.max_grad_norm)
+        norm = self.shards.clip(self.config.max_grad_norm)
         self.optimizer.step()
         self.shards.refresh()
         return {**metrics, "gradient/norm": norm}

@@ -56,10 +56,31 @@ class Shards:
 
     def refresh(self) -> None:
         """Take over the weights after they have changed."""
-        with torch.no_grad():
-            for weight, own in zip(self._whole.parameters(), self.network.parameters(), strict=True):
-                if own.dtype != weight.dtype:  # others are shared
-                    own.copy_(weight)
+        pairs = zip(self._whole.parameters(), self.network.parameters(), strict=True)
+        lowered = [(weight.detach(), own.detach()) for weight, own in pairs if own.dtype != weight.dtype]  # others are shared
+
+        def copy_rows(share: int) -> None:
+            for weight, own in lowered:
+                _rows(own, share, self._threads.count).copy_(_rows(weight, share, self._threads.count))
+
+        if lowered:
+            self._threads.run(copy_rows, range(self._threads.count))
+
+    def clip(self, longest: float) -> Tensor:
+        """Shorten the gradient in the network to a length, as `nn.utils.clip_grad_norm_` does; returns how long it was."""
+        gradients = [_gradient(weight) for weight in self._whole.parameters()]
+
+        def length(share: int) -> Tensor:
+            return nn.utils.get_total_norm([_rows(gradient, share, self._threads.count) for gradient in gradients])
+
+        def shorten(share: int) -> None:
+            for gradient in gradients:
+                _rows(gradient, share, self._threads.count).mul_(factor)
+
+        norm: Tensor = torch.stack(self._threads.run(length, range(self._threads.count))).norm()
+        factor = (longest / (norm + 1e-6)).clamp(max=1)
+        self._threads.run(shorten, range(self._threads.count))
+        return norm
 
     def gradients(self, work: Work, indices: Tensor, samples: int = 1) -> Metrics:
         """Leave the gradient of a whole batch in the network; (B,) indices are split between the threads.

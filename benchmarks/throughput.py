@@ -220,7 +220,7 @@ class Bench:
 
         def step() -> int:
             agent.shards.gradients(work, torch.arange(self.batch, device=agent.setting.device))
-            nn.utils.clip_grad_norm_(agent.network.parameters(), 0.5)
+            agent.shards.clip(0.5)
             agent.optimizer.step()
             agent.shards.refresh()
             _wait(self.plan.device)

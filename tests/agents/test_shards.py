@@ -6,6 +6,7 @@ from torch import nn
 
 from agents.networks import MLP, ActorCritic
 from agents.on_policy import masked_mean
+from agents.rmsprop import RMSprop
 from agents.shards import SMALLEST, Shards, SharedOptimizer, Threads
 from tests.agents.driving import build, configure, describe, draw_tape, inputs_of, play_tape
 
@@ -75,9 +76,15 @@ def test_all_threads_see_each_step_of_the_optimiser_and_a_loaded_state(count):
         assert not torch.allclose(one, before, atol=1e-6)
 
 
-OPTIMIZERS = {
-    "adam": lambda weights: torch.optim.Adam(weights, lr=0.01, fused=True),
-    "rmsprop": lambda weights: torch.optim.RMSprop(weights, lr=0.01),
+OPTIMIZERS = {  # torch's own, and what is shared
+    "adam": (
+        lambda weights: torch.optim.Adam(weights, lr=0.01),
+        lambda weights: torch.optim.Adam(weights, lr=0.01, fused=True),
+    ),
+    "rmsprop": (
+        lambda weights: torch.optim.RMSprop(weights, lr=0.01, alpha=0.95, eps=1e-5),
+        lambda weights: RMSprop(weights, lr=0.01, decay=0.95, eps=1e-5),
+    ),
 }
 
 
@@ -91,7 +98,7 @@ def step(network, optimizer, count):
     rng = torch.Generator().manual_seed(2)
     for _ in range(count):
         for weight in network.parameters():
-            weight.grad = torch.randn(weight.shape, generator=rng)
+            weight.grad = torch.empty_like(weight).copy_(torch.randn(weight.shape, generator=rng))  # laid out as backward does
         optimizer.step()
 
 
@@ -99,41 +106,57 @@ def flat(network):
     return torch.cat([weight.detach().flatten() for weight in network.parameters()])
 
 
-@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize(("torchs", "ours"), OPTIMIZERS.values(), ids=OPTIMIZERS)
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_a_shared_step_is_torchs_own(make, count):
+def test_a_shared_step_is_torchs_own(torchs, ours, count):
     """With weights that have fewer rows than there are threads, and with convolutions that lie channels last."""
     one, other = make_critic(), make_critic()
-    step(one, make(list(one.parameters())), 3)
-    step(other, SharedOptimizer(make, other, Threads(count)), 3)
+    step(one, torchs(list(one.parameters())), 3)
+    step(other, SharedOptimizer(ours, other, Threads(count)), 3)
     torch.testing.assert_close(flat(other), flat(one), atol=1e-7, rtol=0)
     assert not torch.allclose(flat(one), flat(make_critic()), atol=1e-3)
 
 
-@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_an_optimisers_state_does_not_know_the_number_of_threads(make):
-    """It is that of torch's own over whole weights, and goes on with another number of threads."""
+@pytest.mark.parametrize(("torchs", "ours"), OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_an_optimisers_state_does_not_know_the_number_of_threads(torchs, ours):
+    """It is that of torch's own over whole weights, and either goes on with another number of threads."""
     networks = [make_critic() for _ in range(3)]
-    optimizers = [make(list(networks[0].parameters())), *(SharedOptimizer(make, networks[n], Threads(n)) for n in (1, 2))]
+    optimizers = [torchs(list(networks[0].parameters())), *(SharedOptimizer(ours, networks[n], Threads(n)) for n in (1, 2))]
     for network, optimizer in zip(networks, optimizers, strict=True):
         step(network, optimizer, 2)
     states = [optimizer.state_dict()["state"] for optimizer in optimizers]
-    for index, moments in states[0].items():
-        for name, value in moments.items():
-            for state in states[1:]:
-                torch.testing.assert_close(state[index][name], value, atol=1e-7, rtol=1e-6)
-    resumed = make_critic()
-    resumed.load_state_dict(networks[2].state_dict())
-    optimizer = SharedOptimizer(make, resumed, Threads(3))
-    optimizer.load_state_dict(optimizers[2].state_dict())
-    step(resumed, optimizer, 2)
-    step(networks[2], optimizers[2], 2)
-    torch.testing.assert_close(flat(resumed), flat(networks[2]), atol=1e-7, rtol=0)
+    for state in states[1:]:
+        assert state.keys() == states[0].keys()
+        for index, moments in state.items():
+            for name, value in moments.items():
+                torch.testing.assert_close(value, states[0][index][name], atol=1e-7, rtol=1e-6)
+    for number in (0, 2):
+        resumed = make_critic()
+        resumed.load_state_dict(networks[number].state_dict())
+        optimizer = SharedOptimizer(ours, resumed, Threads(3))
+        optimizer.load_state_dict(optimizers[number].state_dict())
+        step(resumed, optimizer, 2)
+        step(networks[number], optimizers[number], 2)
+        torch.testing.assert_close(flat(resumed), flat(networks[number]), atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("longest", [0.5, 1e6])
+def test_a_shared_clip_is_torchs_own(longest, count):
+    one, other = make_critic(), make_critic()
+    rng = torch.Generator().manual_seed(2)
+    for weight, twin in zip(one.parameters(), other.parameters(), strict=True):
+        weight.grad = torch.randn(weight.shape, generator=rng)
+        twin.grad = weight.grad.clone()
+    expected = nn.utils.clip_grad_norm_(one.parameters(), longest)
+    torch.testing.assert_close(Shards(other, Threads(count)).clip(longest), expected)
+    for weight, twin in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(twin.grad, weight.grad)
 
 
 def test_a_state_of_other_weights_is_refused():
     network = make_critic()
-    optimizer = SharedOptimizer(OPTIMIZERS["adam"], network, Threads(2))
+    optimizer = SharedOptimizer(OPTIMIZERS["adam"][1], network, Threads(2))
     step(network, optimizer, 1)
     state = optimizer.state_dict()
     state["state"][0]["exp_avg"] = state["state"][0]["exp_avg"][:-2]
