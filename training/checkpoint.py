@@ -21,7 +21,8 @@ import os
 import shutil
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def encode(state: dict[str, Any]) -> dict[str, bytes]:
     return {**files, "manifest.json": (json.dumps({"format": FORMAT, "sha256": sums}, indent=1) + "\n").encode()}
 
 
-def save(directory: Path, frames: int, files: dict[str, bytes]) -> Path:
+def save(directory: Path, frames: int, files: Mapping[str, bytes | mmap]) -> Path:
     """Write one checkpoint below `directory` and return its path; one of the same frame is replaced.
 
     Raises:

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from mmap import mmap
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn, Self
@@ -107,6 +108,17 @@ class Turns:
         """Go on from there, with the steps that the environments hold."""
         self._group, self._observed = state["group"], state.get("observed", False)
         self._waiting = [(group, self._envs.seen(group)) for group in state["waiting"]]
+
+
+def _beside_the_heap(content: bytes) -> mmap:
+    """The same bytes in pages of their own.
+
+    In the heap they would lie between what training takes and gives back meanwhile, for as long as the disk takes: no two
+    checkpoints would leave the same gaps, and it would grow for hours.
+    """
+    pages = mmap(-1, len(content))
+    pages.write(content)
+    return pages
 
 
 def refuse_non_finite(timestep: TimeStep) -> None:
@@ -218,12 +230,12 @@ class Run:
         if self.agent.replay is not None:
             state["replay"] = self._replay_files.save(self.agent.replay, keep=clone)
         try:
-            files = checkpoint.encode(state)
+            files = {name: _beside_the_heap(content) for name, content in checkpoint.encode(state).items()}
         except FloatingPointError as error:
             raise ProtectedError(f"{error} at {self.agent.frames:,} frames; {self._stands()}") from error
         self._saving = self._saver.submit(self._write, self.agent.frames, files)
 
-    def _write(self, frames: int, files: dict[str, bytes]) -> Path:
+    def _write(self, frames: int, files: dict[str, mmap]) -> Path:
         def save() -> Path:
             if (rows := self.run_dir / "metrics.jsonl").exists():
                 checkpoint.sync(rows)  # those before a checkpoint are not written again
