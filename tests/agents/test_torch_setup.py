@@ -32,5 +32,6 @@ def test_freed_memory_is_kept():
         done = subprocess.run([sys.executable, "-c", ALLOCATE, word], capture_output=True, text=True, check=True)
         return int(done.stdout)
 
-    assert faults("keep") < 200
-    assert any(faults("give back") > 5_000 for _ in range(5))  # unless something small lies at the end of the heap, by chance
+    # Something small that lies at the end of the heap, as by chance in half of all processes, keeps it too.
+    assert all(faults("keep") < 200 for _ in range(5))
+    assert any(faults("give back") > 5_000 for _ in range(5))
