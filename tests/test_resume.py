@@ -85,7 +85,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], tupl
     return trained
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize(("algorithm", "env"), PAIRS)
 def test_a_run_that_was_stopped_in_any_turn_ends_as_if_it_never_was(
     algorithm: str, env: str, whole: Callable[[str, str], tuple[Path, int]], tmp_path: Path
@@ -146,7 +145,7 @@ def test_a_run_that_is_killed_ends_as_if_it_never_was(
                     for worker in workers:
                         with contextlib.suppress(ProcessLookupError):
                             os.kill(worker, kill)
-            _, said = process.communicate(timeout=60)
+            _, said = process.communicate(timeout=180)
             code = process.returncode
             assert "Traceback" not in said
             assert code in (0, -signal.SIGKILL, 143, -signal.SIGTERM)  # the last while it starts
@@ -205,7 +204,6 @@ def wait_for_frames(process: "subprocess.Popen[str]", run_dir: Path, began: int,
         time.sleep(0.01)
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("env", ENVS)
 def test_a_signal_in_an_update_undoes_it(env: str, whole: Callable[[str, str], tuple[Path, int]], tmp_path: Path) -> None:
     """In the third gradient step of an update, twice; the runs that go on make it again."""
@@ -242,7 +240,6 @@ def raise_interrupt(_: dict[str, float]) -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("at", ["the last turn but one", "the last update"])
 def test_a_run_that_was_stopped_behind_its_last_frame_is_not_at_its_end(
     at: str, whole: Callable[[str, str], tuple[Path, int]], tmp_path: Path
