@@ -114,7 +114,7 @@ def _beside_the_heap(content: bytes) -> mmap:
     """The same bytes in pages of their own.
 
     In the heap they would lie between what training takes and gives back meanwhile, for as long as the disk takes: no two
-    checkpoints would leave the same gaps, and it would grow for hours.
+    checkpoints would leave the same gaps, and now and then it would have to grow.
     """
     pages = mmap(-1, len(content))
     pages.write(content)
