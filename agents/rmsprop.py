@@ -17,8 +17,13 @@ class RMSprop(torch.optim.Adam):
     def __init__(self, weights: list[nn.Parameter], lr: float, decay: float, eps: float) -> None:
         """Begin with a mean square of 0, as RMSprop does; `decay` is torch's alpha."""
         super().__init__(weights, lr=lr, betas=(0.0, decay), eps=eps, fused=True)
-        for weight in weights:
-            self.state[weight] = _moments(torch.zeros_like(weight))
+        self._begin()
+
+    def _begin(self) -> None:
+        """Give every weight that has none a mean square of 0, before Adam gives it moments of its own."""
+        for weight in self.param_groups[0]["params"]:
+            if weight not in self.state:
+                self.state[weight] = _moments(torch.zeros_like(weight))
 
     def state_dict(self) -> dict[str, Any]:
         """The mean squares."""
@@ -27,11 +32,12 @@ class RMSprop(torch.optim.Adam):
         return {**state, "state": squares}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back mean squares and step size, of torch's RMSprop too."""
+        """Take back mean squares and step size, of torch's RMSprop too, which has none before its first step."""
         moments = {index: _moments(squares["square_avg"]) for index, squares in state["state"].items()}
         own = super().state_dict()["param_groups"]
         groups = [{**group, "lr": saved["lr"]} for group, saved in zip(own, state["param_groups"], strict=True)]
         super().load_state_dict({"state": moments, "param_groups": groups})
+        self._begin()
 
 
 def _moments(square: Tensor) -> dict[str, Tensor]:

@@ -140,6 +140,17 @@ def test_an_optimisers_state_does_not_know_the_number_of_threads(torchs, ours):
         torch.testing.assert_close(flat(resumed), flat(networks[number]), atol=1e-7, rtol=0)
 
 
+def test_rmsprop_goes_on_from_torchs_own_that_has_made_no_step():
+    """Checkpoints of older versions, from before the first update."""
+    torchs, ours = OPTIMIZERS["rmsprop"]
+    one, other = make_critic(), make_critic()
+    expected, optimizer = torchs(list(one.parameters())), SharedOptimizer(ours, other, Threads(2))
+    optimizer.load_state_dict(expected.state_dict())
+    step(one, expected, 1)
+    step(other, optimizer, 1)
+    torch.testing.assert_close(flat(other), flat(one), atol=1e-7, rtol=0)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("longest", [0.5, 1e6])
 def test_a_shared_clip_is_torchs_own(longest, count):
