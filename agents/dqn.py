@@ -17,6 +17,7 @@ What differs from the paper:
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.agent import NonFiniteError, Setting
+from agents.cuda_graphs import Graphed
 from agents.networks import Inputs, QNetwork
 from agents.normalize import Kind, RewardTransform
 from agents.player import NetworkPlayer
@@ -139,6 +141,8 @@ class DQN:
         )
         self.shards = Shards(self.network, threads, setting.precision, images=game.sees_images)
         self.target = copy.deepcopy(self.shards.network).requires_grad_(False)
+        self._choose = Graphed(self._best, setting.device)
+        self._step = Graphed(self._step_along, setting.device)
         self.generator = torch.Generator().manual_seed(setting.seed)
         self.rewards = RewardTransform(config.reward, config.reward_scale, config.discount, setting.num_envs)
         self._frames_a_step = float(np.mean(game.protocol.frame_skip))
@@ -147,7 +151,8 @@ class DQN:
             raise InputError(
                 f"--n-step {config.n_step}: the run has only {steps // setting.num_envs} steps a game; take more --total-frames"
             )
-        self.replay = Replay(min(config.capacity, steps), setting.num_envs, config.frame_stack, game, config.n_step)
+        capacity = min(config.capacity, steps)
+        self.replay = Replay(capacity, setting.num_envs, config.frame_stack, game, config.n_step, setting.device)
         self._times = {group.start: -1 for group in setting.groups}  # each group's newest step
         self._credit = 0  # agent steps that no update has used up yet
         self._losses: list[Tensor] = []
@@ -183,14 +188,18 @@ class DQN:
     def act(self, timestep: TimeStep, slots: slice) -> NDArray[np.int64]:
         """Take the best action, or now and then any."""
         t = self._times[slots.start]
-        with torch.inference_mode(), autocast(self.setting):
+        with torch.inference_mode():
             seen = self.replay.seen_at(t, slots)
-            best = self.shards.network(*(part.to(self.setting.device) for part in seen)).argmax(-1).cpu()
+            best = self._choose(*(part.to(self.setting.device) for part in seen))["best"].cpu()
         anything = torch.randint(self.setting.game.num_actions, best.shape, generator=self.generator)
         actions = torch.where(torch.rand(best.shape, generator=self.generator) < self.epsilon, anything, best)
         chosen: NDArray[np.int64] = actions.numpy()
         self.replay.put_action(t, slots, chosen)
         return chosen
+
+    def _best(self, stacks: Tensor, extra: Tensor) -> dict[str, Tensor]:
+        with autocast(self.setting):
+            return {"best": self.shards.network(stacks, extra).argmax(-1)}
 
     def observe(self, timestep: TimeStep, slots: slice) -> None:
         """Store what the last actions brought."""
@@ -243,27 +252,41 @@ class DQN:
 
     def _update(self, t: Tensor, slots: Tensor) -> Tensor:
         """One gradient step on the transitions that begin at some steps; returns loss, mean value and the gradient's length."""
+        config, device = self.config, self.setting.device
+        self.updates += 1
+        if device.type == "cuda":
+            fields = self.replay.transitions(t, slots, config.n_step, config.discount)
+            return self._step(*(field.to(device) for field in fields))["losses"]
+
+        def gather(part: Tensor) -> Transitions:  # each thread its own
+            return self.replay.transitions(t[part], slots[part], config.n_step, config.discount)
+
+        return self._step_on(gather, len(t), self.replay.counts(t, slots).sum())
+
+    def _step_along(self, *fields: Tensor) -> dict[str, Tensor]:
+        batch = Transitions(*fields)
+        return {"losses": self._step_on(lambda _: batch, len(batch.weights), batch.weights.sum())}
+
+    def _step_on(self, part_of: Callable[[Tensor], Transitions], size: int, counted: Tensor) -> Tensor:
+        """A gradient step on a batch of `size`, given by its parts and by how many of its transitions count."""
         config = self.config
-        counted = self.replay.counts(t, slots).sum().clamp(min=1)
 
         def work(network: nn.Module, part: Tensor) -> dict[str, Tensor]:
-            fields = self.replay.transitions(t[part], slots[part], config.n_step, config.discount)
-            batch = Transitions(*(field.to(self.setting.device) for field in fields))
+            batch = part_of(part)
             with torch.no_grad(), autocast(self.setting):
                 target_values = self.target(batch.next_stacks, batch.next_extra)
                 choosing_values = network(batch.next_stacks, batch.next_extra) if config.double else target_values
             with autocast(self.setting):
                 values = network(batch.stacks, batch.extra)
-            share = batch.weights.sum() / counted
+            share = batch.weights.sum() / counted.clamp(min=1)
             loss = dqn_loss(values, td_targets(batch, target_values, choosing_values), batch, config.loss) * share
             torch.autograd.backward(loss)
-            return {"loss": loss.detach(), "value": values.detach().mean() * len(part) / len(t)}
+            return {"loss": loss.detach(), "value": values.detach().mean() * len(part) / size}
 
-        metrics = self.shards.gradients(work, torch.arange(len(t)))
+        metrics = self.shards.gradients(work, torch.arange(size, device=self.setting.device))
         norm = self.shards.clip(config.max_grad_norm)
         self.optimizer.step()
         self.shards.refresh()
-        self.updates += 1
         return torch.stack([metrics["loss"], metrics["value"], norm])
 
     def state_dict(self) -> dict[str, Any]:
@@ -286,12 +309,13 @@ class DQN:
         self.target.load_state_dict(state["target"])
         self.shards.refresh()
         self.optimizer.load_state_dict(state["optimizer"])
+        self._step.forget()  # the optimiser's moments lie elsewhere now
         self.generator.set_state(state["generator"].cpu())
         self.rewards.load_state_dict(state["rewards"])
         counters = state["counters"]
         self.frames, self.steps, self.updates = (counters[name] for name in ("frames", "steps", "updates"))
         self._credit, self._target_frames = counters["credit"], counters["target_frames"]
-        self._times, self._losses = dict(state["times"]), list(state["losses"])
+        self._times, self._losses = dict(state["times"]), [loss.to(self.setting.device) for loss in state["losses"]]
 
 
 def frozen_player(

@@ -51,7 +51,7 @@ def gather_stacks(frames: Tensor, age: Tensor, rows: Tensor, slots: Tensor, dept
 
     Args:
         frames: (R, N, *shape) a ring of R rows in time; the row before row 0 is row R - 1.
-        age: (R, N) see `next_age`.
+        age: (R, N) see `next_age`; with rows and slots, it may lie on another device than frames.
         rows: (..., B) row of each stack's newest frame.
         slots: (B,) environment of each stack.
         depth: Frames in a stack.
@@ -61,7 +61,7 @@ def gather_stacks(frames: Tensor, age: Tensor, rows: Tensor, slots: Tensor, dept
     """
     back = torch.arange(depth - 1, -1, -1, device=rows.device)
     at = (rows[..., None] - back) % len(frames) * frames.shape[1] + slots[:, None]
-    whole = frames.flatten(0, 1).flatten(1).index_select(0, at.flatten())  # a frame is copied in one piece
+    whole = frames.flatten(0, 1).flatten(1).index_select(0, at.flatten().to(frames.device))  # a frame is copied in one piece
     stacks = whole.view(*at.shape, *frames.shape[2:])
     return stacks if depth == 1 else blacken(stacks, age[rows, slots][..., None].int() < back)
 

@@ -1,7 +1,17 @@
-"""All that A2C and PPO share: act, fill a rollout, learn from it, begin the next. The one hook is `update`."""
+"""All that A2C and PPO share: act, fill a rollout, learn from it, begin the next. The one hook is `update`.
 
+    lag 0    play 0 ── learn 0 ── play 1 ── learn 1 ── play 2
+    lag 1    play 0 ┬─ play 1 ──┬─ play 2 ──┬─ play 3           plays with a copy of the weights, taken where the lines meet
+                    └─ learn 0 ─┴─ learn 1 ─┴─ learn 2          learns from a copy of the rollout
+
+What is learned from does not depend on how long anything takes.
+"""
+
+import copy
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -11,13 +21,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from agents.agent import NonFiniteError, Setting
+from agents.agent import BrokenOff, NonFiniteError, Setting
+from agents.cuda_graphs import Graphed, cuda_stream
 from agents.networks import ActorCritic, Inputs
 from agents.normalize import Kind, RewardTransform
 from agents.player import NetworkPlayer
 from agents.rollout import Rollout, generalized_advantages
 from agents.schedules import linear
-from agents.shards import Shards, SharedOptimizer, Threads
+from agents.shards import Shards, SharedOptimizer, Threads, set_learning_rate
 from agents.storage import check_room
 from agents.torch_setup import autocast
 from envs.contract import GameDescription, InputError, TimeStep
@@ -79,6 +90,54 @@ class Batch(NamedTuple):
     weights: Tensor  # 1, or 0 where the action was ignored
 
 
+class Update(NamedTuple):
+    """What an update leaves behind."""
+
+    names: list[str]
+    values: Tensor  # of its metrics, in the order of their names
+    batch: Batch | None  # that it learned from, where that is still there
+
+
+class Learner:
+    """Makes updates beside everything else: in a stream of its own on a GPU, in a thread of its own elsewhere."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Start the thread when it is first needed."""
+        self._stream = cuda_stream(device)
+        self._pool = ThreadPoolExecutor(1, "learner", initializer=lambda: torch.set_num_threads(1))
+
+    def run(self, update: Callable[[], Update]) -> Future[Update]:
+        """Begin an update; on a GPU all of it is on its way when this returns."""
+        if self._stream is None:
+            return self._pool.submit(update)
+        future: Future[Update] = Future()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        try:
+            with torch.cuda.stream(self._stream):
+                future.set_result(update())
+        except BrokenOff as broken:
+            future.set_exception(broken)
+        return future
+
+    def result(self, future: Future[Update]) -> Update:
+        """Wait for an update; what reads the weights from now on does so behind it.
+
+        Raises:
+            BrokenOff: it was broken off.
+        """
+        update = future.result()
+        if self._stream is not None:
+            torch.cuda.current_stream().wait_stream(self._stream)
+        return update
+
+
+def finished(update: Update) -> Future[Update]:
+    """An update that has been made."""
+    future: Future[Update] = Future()
+    future.set_result(update)
+    return future
+
+
 def masked_mean(x: Tensor, weights: Tensor) -> Tensor:
     """Mean over the samples that count; 0 where none does."""
     return (x * weights).sum() / weights.sum().clamp(min=1)
@@ -100,8 +159,8 @@ def policy_terms(logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
 class OnPolicyAgent(ABC):
     """Collects rollouts and learns from each."""
 
-    def __init__(self, config: OnPolicyConfig, setting: Setting) -> None:
-        """Build the network, the optimiser and the rollout's storage.
+    def __init__(self, config: OnPolicyConfig, setting: Setting, *, lag: int = 0) -> None:
+        """Build the network, the optimiser and the rollout's storage; with a `lag` of 1, learn while the next is played.
 
         Raises:
             InputError: a rollout is not a whole number of `memory_steps`, or does not fit into memory.
@@ -115,7 +174,15 @@ class OnPolicyAgent(ABC):
         threads = Threads(setting.learn_threads)
         self.optimizer = SharedOptimizer(self.make_optimizer, self.network, threads)
         self.shards = Shards(self.network, threads, setting.precision, images=game.sees_images)
+        self._choose = Graphed(self._choice, setting.device, priority=-1)  # before what is learned meanwhile
+        self._step = Graphed(self._gradient_step, setting.device)
         self.generator = torch.Generator(setting.device).manual_seed(setting.seed)
+        self.lag = lag
+        self.actor = copy.deepcopy(self.shards.network) if lag else self.shards.network
+        """What plays."""
+        self.shuffler = torch.Generator(setting.device).manual_seed(setting.seed) if lag else self.generator
+        """Shuffles in `update`."""
+        self._learner = Learner(setting.device)
         self.rewards = RewardTransform(config.reward, config.reward_scale, config.discount, setting.num_envs)
         chunk = min(config.memory_steps, config.rollout_steps) if config.memory != "none" else 1
         if config.rollout_steps % chunk:
@@ -128,11 +195,17 @@ class OnPolicyAgent(ABC):
             Rollout, config.rollout_steps, setting.num_envs, config.frame_stack, game, chunk=chunk, state=state_size
         )
         what = f"a rollout of {config.rollout_steps:,} steps in each of {setting.num_envs:,} games"
-        size = rollout(device=torch.device("meta")).size
+        size = (1 + lag) * rollout(device=torch.device("meta")).size
         advice = "take fewer --rollout-steps or --num-envs"
         check_room(what, size, advice, setting.device)
         check_room(f"{what}, with a checkpoint of it", _COPIES * size, advice)
         self.rollout = rollout(device=setting.device)
+        self.past = rollout(device=setting.device) if lag else self.rollout
+        """What is learned from."""
+        self._taken = False  # whether that is the rollout that has just been filled
+        self._running: Future[Update] | None = None  # an update that has begun, and whose metrics have not been returned
+        self._rate = config.learning_rate  # of that update
+        self._waits = False  # `past` is to be learned from: its update was broken off
         self.state = torch.zeros((setting.num_envs, state_size), device=setting.device)  # the memory's, before the next step
         self._times = {group.start: -1 for group in setting.groups}  # each group's step in the rollout
         self._began = 0  # frames when the rollout was begun
@@ -165,18 +238,27 @@ class OnPolicyAgent(ABC):
     def act(self, timestep: TimeStep, slots: slice) -> NDArray[np.int64]:
         """Sample actions for a group and note what they were worth."""
         t = self._times[slots.start]
-        with torch.inference_mode(), autocast(self.setting):
-            logits, values, state = self.shards.network(self.rollout.inputs_at(t, slots), self.state[slots])
-            log_probs = logits[0].log_softmax(-1)
-            # Of waits with these rates the shortest is a draw: torch.multinomial's own, but for its checks, which cost as much
-            units = torch.empty_like(log_probs).exponential_(generator=self.generator)
-            actions = (log_probs.exp() / units).argmax(-1, keepdim=True)
-            log_prob = log_probs.gather(-1, actions)[:, 0]
-            self.rollout.put_decision(t, slots, actions[:, 0], log_prob, values[0], self.state[slots])
+        shape = slots.stop - slots.start, self.setting.game.num_actions
+        with torch.inference_mode():
+            waits = torch.empty(shape, device=self.setting.device).exponential_(generator=self.generator)
+            state = self.state[slots]
+            choice = self._choose(*self.rollout.inputs_at(t, slots), state, waits)
+            self.rollout.put_decision(t, slots, choice["action"], choice["log_prob"], choice["value"], state)
             if self.network.memory is not None:
-                self.state[slots] = state
-            chosen: NDArray[np.int64] = actions[:, 0].cpu().numpy()
+                self.state[slots] = choice["state"]
+            chosen: NDArray[np.int64] = choice["action"].cpu().numpy()
             return chosen
+
+    def _choice(self, *given: Tensor) -> dict[str, Tensor]:
+        """Draw actions: the fields of Inputs (1, B, ...), the memory's state (B, S), waits drawn with rate 1 (B, A)."""
+        *seen, state, waits = given
+        with autocast(self.setting):
+            logits, values, state = self.actor(Inputs(*seen), state)
+        log_probs = logits[0].log_softmax(-1)
+        # Of waits with these rates the shortest is a draw: torch.multinomial's own, but for its checks, which cost as much
+        actions = (log_probs.exp() / waits).argmax(-1, keepdim=True)
+        log_prob = log_probs.gather(-1, actions)[:, 0]
+        return {"action": actions[:, 0], "log_prob": log_prob, "value": values[0], "state": state}
 
     def observe(self, timestep: TimeStep, slots: slice) -> None:
         """Note what the last actions brought."""
@@ -198,32 +280,82 @@ class OnPolicyAgent(ABC):
     def _note_value(self, t: int, slots: slice) -> None:
         """Note what the observation behind a rollout is worth."""
         with torch.no_grad(), autocast(self.setting):
-            _, values, _ = self.shards.network(self.rollout.inputs_at(t, slots), self.state[slots])
+            _, values, _ = self.actor(self.rollout.inputs_at(t, slots), self.state[slots])
             self.rollout.put_value(t, slots, values[0])
 
     def learn(self) -> dict[str, float] | None:
-        """Learn at the end of a rollout, and begin the next."""
+        """Learn at the end of a rollout, and begin the next; with a lag, the metrics are those of the rollout before."""
         if any(time < self.config.rollout_steps for time in self._times.values()):
             return None
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
-        batch = self._batch()
-        metrics = self.update(batch)
-        self.updates += 1
-        variance = explained_variance(batch.values, batch.returns, batch.weights)
-        names = [*metrics, "value/explained_variance"]
-        values = torch.stack([*metrics.values(), variance]).tolist()  # one wait for the device, not one a metric
-        if not all(map(math.isfinite, values)):
-            wrong = ", ".join(name for name, value in zip(names, values, strict=True) if not math.isfinite(value))
-            raise NonFiniteError(f"{wrong} of update {self.updates}", {**self.rollout.tables, **batch._asdict()})
+        metrics = None
+        if self.lag and not self._taken:
+            metrics = self._end_update() if self._running or self._waits else None
+            self._take()
+        self._begin_update()
+        if not self.lag or self.frames >= self.setting.total_frames:  # the last update is waited for
+            metrics = self._end_update()
         self.rollout.carry_over()
         self._times = dict.fromkeys(self._times, 0)
-        self._began = self.frames
-        return {**dict(zip(names, values, strict=True)), "learning_rate": group["lr"]}
+        self._began, self._taken = self.frames, False
+        return metrics
+
+    def _take(self) -> None:
+        """Play with what has been learned by now, and learn from what was played by now."""
+        self.actor.load_state_dict(self.shards.network.state_dict())
+        self.past.copy_(self.rollout)
+        self._taken = True
+
+    def _begin_update(self) -> None:
+        """Learn from `past`, beside playing where there is a lag.
+
+        Raises:
+            BrokenOff: there is none, and the agent is to hurry; nothing was learned.
+        """
+        if not self._waits:
+            self._rate = self.learning_rate
+        self._waits = False
+        set_learning_rate(self.optimizer, self._rate)
+        self.past.upload()
+        self._running = self._learner.run(self._update) if self.lag else finished(self._update())
+
+    def _update(self) -> Update:
+        batch = self._batch()
+        metrics = self.update(batch)
+        variance = explained_variance(batch.values, batch.returns, batch.weights)
+        return Update([*metrics, "value/explained_variance"], torch.stack([*metrics.values(), variance]), batch)
+
+    def _wait(self) -> Update | None:
+        """Wait for an update; None where there is none, or it was broken off."""
+        if self._running is None:
+            return None
+        try:
+            return self._learner.result(self._running)
+        except BrokenOff:
+            self._running, self._waits = None, True
+            return None
+
+    def _end_update(self) -> dict[str, float]:
+        """Metrics of an update.
+
+        Raises:
+            BrokenOff: it was broken off, and waits to be made again.
+            NonFiniteError: one of them is not finite.
+        """
+        update = self._wait()
+        if update is None:
+            raise BrokenOff
+        self._running = None
+        self.updates += 1
+        values = update.values.tolist()  # one wait for the device, not one a metric
+        if not all(map(math.isfinite, values)):
+            wrong = ", ".join(name for name, value in zip(update.names, values, strict=True) if not math.isfinite(value))
+            batch = update.batch._asdict() if update.batch else {}
+            raise NonFiniteError(f"{wrong} of update {self.updates}", {**self.past.tables, **batch})
+        return {**dict(zip(update.names, values, strict=True)), "learning_rate": self._rate}
 
     def _batch(self) -> Batch:
         """The rollout with its advantages."""
-        rollout, config = self.rollout, self.config
+        rollout, config = self.past, self.config
         advantages = generalized_advantages(
             rollout.rewards, rollout.values, rollout.terminated, rollout.ends, rollout.mask, config.discount, config.gae_lambda
         )
@@ -235,19 +367,24 @@ class OnPolicyAgent(ABC):
 
     def gradient_step(self, rollout: Batch, units: Tensor) -> dict[str, Tensor]:
         """One clipped gradient step on some units of a rollout, (B,): see `agents/rollout.py`."""
-        total = rollout.weights[self.rollout.unit(units)[:2]].sum().clamp(min=1)
+        return self._step(*rollout, units)
+
+    def _gradient_step(self, *given: Tensor) -> dict[str, Tensor]:
+        *fields, units = given
+        rollout = Batch(*fields)
+        total = rollout.weights[self.past.unit(units)[:2]].sum().clamp(min=1)
 
         def work(network: nn.Module, part: Tensor) -> dict[str, Tensor]:
-            steps, slots, state = self.rollout.unit(part)
+            steps, slots, state = self.past.unit(part)
             batch = Batch(*(field[steps, slots] for field in rollout))
             with autocast(self.setting):
-                logits, values, _ = network(self.rollout.inputs(steps, slots), state)
+                logits, values, _ = network(self.past.inputs(steps, slots), state)
             loss, parts = self.loss(logits, values, batch)
             share = batch.weights.sum() / total
             torch.autograd.backward(loss * share)
             return {name: value.detach() * share for name, value in {**parts, "loss/total": loss}.items()}
 
-        metrics = self.shards.gradients(work, units, self.rollout.chunk)
+        metrics = self.shards.gradients(work, units, self.past.chunk)
         norm = self.shards.clip(self.config.max_grad_norm)
         self.optimizer.step()
         self.shards.refresh()
@@ -258,7 +395,7 @@ class OnPolicyAgent(ABC):
         return {
             "weights": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "generator": self.generator.get_state(),
+            "generator": self.shuffler.get_state(),
         }
 
     def load_learned(self, state: dict[str, Any]) -> None:
@@ -266,11 +403,14 @@ class OnPolicyAgent(ABC):
         self.network.load_state_dict(state["weights"])
         self.shards.refresh()
         self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"])
+        self._step.forget()  # the optimiser's moments lie elsewhere now
+        self.shuffler.set_state(state["generator"])
 
     def state_dict(self) -> dict[str, Any]:
         """What was learned, counters, reward moments, the memory, and the rollout as far as it is."""
+        behind = self._lag_state() if self.lag else {}  # first: it waits for an update
         return {
+            **behind,
             **self.learned(),
             "rewards": self.rewards.state_dict(),
             "counters": {"frames": self.frames, "steps": self.steps, "updates": self.updates, "began": self._began},
@@ -278,6 +418,30 @@ class OnPolicyAgent(ABC):
             "state": self.state,
             "rollout": self.rollout.state_dict(max(self._times.values())),
         }
+
+    def _lag_state(self) -> dict[str, Any]:
+        """What plays, and what stands between a rollout and the next update."""
+        update = self._wait()
+        lag = {
+            "actor": self.actor.state_dict(),
+            "generator": self.generator.get_state(),
+            "rate": self._rate,
+            "taken": self._taken,
+            "waits": self._waits,
+            "past": self.past.state_dict(self.config.rollout_steps) if self._waits else {},
+            "metrics": dict(zip(update.names, update.values.tolist(), strict=True)) if update else {},
+        }
+        return {"lag": lag}
+
+    def _load_lag_state(self, lag: dict[str, Any]) -> None:
+        self.actor.load_state_dict(lag["actor"])
+        self.generator.set_state(lag["generator"])
+        self._rate, self._taken, self._waits = lag["rate"], lag["taken"], lag["waits"]
+        if self._waits:
+            self.past.load_state_dict(lag["past"])
+            self._begin_update()
+        elif lag["metrics"]:
+            self._running = finished(Update([*lag["metrics"]], torch.tensor([*lag["metrics"].values()]), None))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back a state."""
@@ -288,6 +452,8 @@ class OnPolicyAgent(ABC):
         self._times = dict(state["times"])
         self.state.copy_(state["state"])
         self.rollout.load_state_dict(state["rollout"])
+        if self.lag:
+            self._load_lag_state(state["lag"])
         for slots in self.setting.groups:
             if self._times[slots.start] == self.config.rollout_steps:
                 self._note_value(

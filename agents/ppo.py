@@ -10,11 +10,14 @@ What differs from the paper:
    Adam's epsilon of 1e-5, as in the code that made the paper's figures. That code halves the value's squared error; here its
    weight says so.
 6. `--memory` puts a recurrent cell in front of policy and value; a minibatch is then made of whole chunks of steps.
+7. With `--lag 1` a rollout is learned from while the next one is played. The ratio is still that of the policy that learns to
+   the one that played, which is then one update older.
 """
 
 import copy
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +43,8 @@ class PPOConfig(OnPolicyConfig):
     """Parts that a rollout is split into; a gradient step for each."""
     clip: float = 0.1
     """How far the new policy's ratio may move from 1 before its gradient stops."""
+    lag: Literal[0, 1] = 0
+    """1 learns from a rollout while the next one is played, by the policy of one update earlier: for GPUs."""
     value_clip: float | None = None
     """How far a value may move from the old one before its gradient stops; None for no limit."""
 
@@ -90,7 +95,7 @@ class PPO(OnPolicyAgent):
         Raises:
             InputError: a rollout has too few parts for its minibatches, or is not a whole number of `memory_steps`.
         """
-        super().__init__(config, setting)
+        super().__init__(config, setting, lag=config.lag)
         units = self.rollout.num_units
         if units < config.minibatches:
             raise InputError(f"--minibatches {config.minibatches}: a rollout has only {units} parts to share out; take {units}")
@@ -108,7 +113,7 @@ class PPO(OnPolicyAgent):
         seen: list[dict[str, Tensor]] = []
         before = copy.deepcopy(self.learned())
         for _ in range(self.config.epochs):
-            order = torch.randperm(self.rollout.num_units, generator=self.generator, device=self.setting.device)
+            order = torch.randperm(self.rollout.num_units, generator=self.shuffler, device=self.setting.device)
             for units in order.tensor_split(self.config.minibatches):
                 if self.hurry:
                     self.load_learned(before)

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.frames import as_seen, gather_stacks, next_age
-from agents.storage import check_room, steps_that_fit
+from agents.storage import check_room, fits_on, steps_that_fit
 from envs.contract import GameDescription
+
+_CPU = torch.device("cpu")
 
 
 class Transitions(NamedTuple):
@@ -34,9 +36,17 @@ class Transitions(NamedTuple):
 
 
 class Replay:
-    """The last `capacity` steps of N environments, in CPU memory."""
+    """The last `capacity` steps of N environments, in CPU memory; what was observed on the device, where that has room."""
 
-    def __init__(self, capacity: int, num_envs: int, depth: int, game: GameDescription, n_step: int = 1) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        num_envs: int,
+        depth: int,
+        game: GameDescription,
+        n_step: int = 1,
+        device: torch.device = _CPU,
+    ) -> None:
         """Lay out the memory (the system gives a frame its place when it is first written).
 
         It holds at least one stack with its window of `n_step` rewards, whatever the capacity.
@@ -52,14 +62,18 @@ class Replay:
         dtype = getattr(torch, game.observation_dtype)
         steps, each = self.rows * num_envs, bytes_per_step(game.observation_shape, dtype, game.extra_size)
         what = f"replay of {steps:,} steps ({each:,} bytes each)"
-        check_room(what, steps * each, f"--capacity {steps_that_fit(each)} fits")
-        self.frames = torch.empty((self.rows, num_envs, *game.observation_shape), dtype=dtype)
-        self.extra = torch.empty((self.rows, num_envs, game.extra_size))
+        self.device = device if fits_on(device, steps * each) else _CPU
+        """Where frames and the numbers beside them lie."""
+        if self.device == _CPU:
+            check_room(what, steps * each, f"--capacity {steps_that_fit(each)} fits")
+        self.frames = torch.empty((self.rows, num_envs, *game.observation_shape), dtype=dtype, device=self.device)
+        self.extra = torch.empty((self.rows, num_envs, game.extra_size), device=self.device)
         self.rewards = torch.zeros((self.rows, num_envs))
         self.age = torch.zeros((self.rows, num_envs), dtype=torch.uint8)
         self.actions = torch.zeros((self.rows, num_envs), dtype=torch.int16)
         self.terminated, self.ends, self.mask = torch.zeros((3, self.rows, num_envs), dtype=torch.bool)
-        self._arrays = {name: table.numpy() for name, table in self._tables.items()}  # the same memory, for writing
+        # The same memory, for writing: with numpy where it can be, which takes a quarter of torch's time for a few numbers.
+        self._arrays = {name: table.numpy() for name, table in self._tables.items() if table.device == _CPU}
 
     def put_frame(
         self, t: int, slots: slice, observation: NDArray[Any], extra: NDArray[np.float32], is_first: NDArray[np.bool_]
@@ -85,9 +99,11 @@ class Replay:
         self._put(t, slots, rewards=reward, terminated=terminated, ends=end, mask=mask)
 
     def _put(self, t: int, slots: slice, **given: NDArray[Any]) -> None:
-        """Write with numpy, which takes a quarter of torch's time for a few numbers."""
         for name, values in given.items():
-            self._arrays[name][t % self.rows, slots] = values
+            if name in self._arrays:
+                self._arrays[name][t % self.rows, slots] = values
+            else:
+                self._tables[name][t % self.rows, slots] = torch.from_numpy(values).to(self.device)
 
     def seen_at(self, t: int, slots: slice) -> tuple[Tensor, Tensor]:
         """What `seen` is for step t of a group, in less time; may be what is stored itself."""
@@ -101,7 +117,8 @@ class Replay:
     def seen(self, t: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Observations as the agent sees them, and the numbers beside: (B,), (B,) -> (B, depth, *shape), (B, E)."""
         row = t % self.rows
-        return gather_stacks(self.frames, self.age, row, slots, self.depth), self.extra[row, slots]
+        stacks = gather_stacks(self.frames, self.age, row, slots, self.depth)
+        return stacks, self.extra[row.to(self.device), slots.to(self.device)]
 
     @property
     def oldest(self) -> int:
@@ -124,14 +141,15 @@ class Replay:
     def steps(self, start: int, stop: int) -> dict[str, Tensor]:
         """All that is held of some steps: copies of (stop - start, N, ...) of each table."""
         rows = torch.arange(start, stop) % self.rows
-        return {name: table.index_select(0, rows) for name, table in self._tables.items()}
+        return {name: table.index_select(0, rows.to(table.device)).cpu() for name, table in self._tables.items()}
 
     def put_steps(self, start: int, steps: dict[str, Tensor]) -> None:
         """Put back what `steps` returned; of a step that others have taken the place of, nothing."""
         for name, table in self._tables.items():
             there = steps[name][max(0, self.oldest - start) :]
             first = start + len(steps[name]) - len(there)
-            table.index_copy_(0, torch.arange(first, first + len(there)) % self.rows, there)
+            rows = torch.arange(first, first + len(there), device=table.device) % self.rows
+            table.index_copy_(0, rows, there.to(table.device))
 
     def draw(self, size: int, span: tuple[int, int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Steps and environments of transitions, uniformly from a span of steps: (size,), (size,)."""

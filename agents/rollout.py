@@ -19,6 +19,9 @@ from agents.frames import as_seen, gather_stacks, next_age
 from agents.networks import Inputs
 from envs.contract import GameDescription
 
+# What the environment says beside frames: a number for each step. On a GPU all of it goes there at once.
+_SMALL = ("age", "is_first", "last_rewards", "rewards", "terminated", "ends")
+
 
 def generalized_advantages(
     rewards: Tensor, values: Tensor, terminated: Tensor, ends: Tensor, mask: Tensor, discount: float, trace: float
@@ -74,11 +77,12 @@ class Rollout:
         self.values = table(torch.float32, steps + 1)
         self.rewards = table(torch.float32)
         self.terminated, self.ends = table(torch.bool), table(torch.bool)
-        on_cpu = device.type == "cpu"
-        # What is written: on the CPU the same memory through numpy, which takes a quarter of torch's time for a few numbers.
-        self._writable = {name: own.numpy() if on_cpu else own for name, own in self.tables.items()}
-        # Where it can be read at no cost; of a layout that is only measured there is none.
-        self._age = self.age.numpy() if on_cpu else np.zeros(self.age.shape if device.type != "meta" else (0, 0), np.uint8)
+        # Where tables of a GPU are written until `upload`.
+        self._beside = {name: own.cpu() for name, own in self.tables.items() if name in _SMALL and device.type == "cuda"}
+        # What is written: on the CPU through numpy, which takes a quarter of torch's time for a few numbers.
+        written = {**self.tables, **self._beside}
+        self._writable = {name: own.numpy() if own.device.type == "cpu" else own for name, own in written.items()}
+        self._age: Any = self._writable["age"]
 
     @property
     def tables(self) -> dict[str, Tensor]:
@@ -111,8 +115,8 @@ class Rollout:
     ) -> None:
         """Store what the environment gave at step t."""
         row = t + self.depth - 1
-        self._age[row, slots] = age = next_age(self._age[row - 1, slots], is_first, self.depth)
-        self._put(row, slots, frames=observation, age=age)  # on a GPU the age is there twice
+        age = next_age(self._age[row - 1, slots], is_first, self.depth)
+        self._put(row, slots, frames=observation, age=age)
         self._put(t, slots, extra=extra, last_rewards=reward, is_first=is_first)
 
     def put_decision(self, t: int, slots: slice, action: Tensor, log_prob: Tensor, value: Tensor, state: Tensor) -> None:
@@ -143,12 +147,19 @@ class Rollout:
 
     def inputs_at(self, t: int, slots: slice) -> Inputs:
         """What the agent sees at step t: (1, slots, ...)."""
-        beside = (self.extra, self.last_actions, self.last_rewards, self.is_first)
-        return Inputs(self.stacks_at(t, slots)[None], *(table[t : t + 1, slots] for table in beside))
+        names = ("extra", "last_actions", "last_rewards", "is_first")
+        tables = (self._beside.get(name, getattr(self, name)) for name in names)
+        beside = (table[t : t + 1, slots].to(self.frames.device) for table in tables)
+        return Inputs(self.stacks_at(t, slots)[None], *beside)
 
     def stacks_at(self, t: int, slots: slice) -> Tensor:
         """Observations of step t as the agent sees them: (slots, depth, *shape); may be what is stored itself."""
         return as_seen(self.frames[t : t + self.depth, slots].transpose(0, 1), self._age[t + self.depth - 1, slots])
+
+    def upload(self) -> None:
+        """Bring what was written beside a GPU to it, before what is there is read."""
+        for name, written in self._beside.items():
+            getattr(self, name).copy_(written)
 
     def unit(self, units: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Where some units lie: (B,) -> steps (chunk, B), slots (B,), the memory's states before them (B, state)."""
@@ -164,6 +175,7 @@ class Rollout:
 
     def state_dict(self, newest: int) -> dict[str, Tensor]:
         """The rows that are in use, if `newest` is the last step that was put for any environment."""
+        self.upload()
         frames = newest + self.depth
         rows = {"frames": frames, "age": frames, "last_actions": newest + 2, "states": newest // self.chunk + 1}
         return {name: table[: rows.get(name, newest + 1)].clone() for name, table in self.tables.items()}
@@ -172,12 +184,20 @@ class Rollout:
         """Take back the rows that were in use."""
         for name, rows in state.items():
             getattr(self, name)[: len(rows)] = rows
-        self._age[:] = self.age.cpu()
+            if name in self._beside:
+                self._beside[name][: len(rows)] = rows
+
+    def copy_(self, other: "Rollout") -> None:
+        """Take over all that another one of the same size holds."""
+        for name, table in self.tables.items():
+            table.copy_(other.tables[name])
+        for name, table in self._beside.items():
+            table.copy_(other._beside[name])
 
     def carry_over(self) -> None:
         """Make the last observation, with its past, the first of the next rollout."""
         self.frames[: self.depth] = self.frames[-self.depth :].clone()
-        self.age[self.depth - 1] = self.age[-1]
-        self._age[self.depth - 1] = self._age[-1]
-        for table in (self.extra, self.last_actions, self.last_rewards, self.is_first):
-            table[0] = table[-1]
+        tables = {**self.tables, **self._beside}
+        tables["age"][self.depth - 1] = tables["age"][-1]
+        for name in ("extra", "last_actions", "last_rewards", "is_first"):
+            tables[name][0] = tables[name][-1]

@@ -137,11 +137,19 @@ class SharedOptimizer:
         shares = range(threads.count)
         self._rows = [[nn.Parameter(_rows(w.detach(), share, threads.count)) for w in self._weights] for share in shares]
         self._optimizers = [make(rows) for rows in self._rows]
+        self._make_graphable()
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         """The settings, once for each thread."""
         return [group for optimizer in self._optimizers for group in optimizer.param_groups]
+
+    def _make_graphable(self) -> None:
+        """On CUDA, let a step be recorded: its size has to be where a graph finds it, in memory of the device."""
+        for group in self.param_groups:
+            if self._weights[0].is_cuda:
+                group["lr"] = torch.tensor(float(group["lr"]), device=self._weights[0].device)
+                group["capturable"] = True
 
     def step(self) -> None:
         """Step along the gradients of the network's weights."""
@@ -162,7 +170,8 @@ class SharedOptimizer:
             return torch.cat(parts) if parts[0].dim() else parts[0]
 
         moments = {index: {name: whole(index, name) for name in own} for index, own in states[0]["state"].items()}
-        return {**states[0], "state": moments}
+        groups = [{**group, "lr": float(group["lr"]), "capturable": False} for group in states[0]["param_groups"]]
+        return {"state": moments, "param_groups": groups}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back a state; each share's moments are laid out in memory as its weights are.
@@ -180,6 +189,16 @@ class SharedOptimizer:
                 for name, moment in restored.items():
                     if moment.shape == weights.shape:
                         restored[name] = torch.empty_like(weights).copy_(moment)
+        self._make_graphable()
+
+
+def set_learning_rate(optimizer: SharedOptimizer, rate: float) -> None:
+    """Step as far from now on."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def _share_of(moment: Tensor, share: int, count: int, rows: Tensor) -> Tensor:

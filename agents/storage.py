@@ -8,6 +8,7 @@ import torch
 from envs.contract import InputError
 
 _SHARE = 0.9  # of the free memory that storage may take
+_SHARE_BESIDE = 0.5  # of a device's, where it may lie elsewhere
 
 
 def check_room(what: str, size: int, advice: str, device: torch.device | None = None) -> None:
@@ -26,6 +27,11 @@ def check_room(what: str, size: int, advice: str, device: torch.device | None = 
     free = torch.cuda.mem_get_info(device)[0] if on_cuda else free_memory()
     if free is not None and size > _SHARE * free:
         raise InputError(f"{what} needs {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; {advice}")
+
+
+def fits_on(device: torch.device, size: int) -> bool:
+    """Whether a CUDA device has room for storage of `size` bytes, and for what is computed beside it."""
+    return device.type == "cuda" and size <= _SHARE_BESIDE * torch.cuda.mem_get_info(device)[0]
 
 
 def steps_that_fit(bytes_a_step: int) -> int:

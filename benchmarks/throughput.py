@@ -1,6 +1,6 @@
 """Training steps a second: against the limit that its parts set, and against stable-baselines3 on the same work.
 
-    python benchmarks/throughput.py [--cases ppo a2c dqn] [--seconds 10] [--rounds 3]
+    python benchmarks/throughput.py [--cases ppo a2c dqn] [--seconds 10] [--rounds 3] [--device cpu]
 
 A step is one agent step. Where stable-baselines3 stands beside ours, both play 8 games of `BerzerkNoFrameskip-v0` with sticky
 actions, see stacks of four 84x84 images, and run the same update schedule. The limit is `1 / (1/e + 1/f + k/l)`:
@@ -45,7 +45,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from agents.networks import Inputs
 from agents.shards import Threads
-from agents.torch_setup import autocast
+from agents.torch_setup import autocast, pick_device
 from envs import atari
 from envs.contract import game_seeds
 from envs.workers import WorkerEnvs, usable_cores
@@ -92,14 +92,22 @@ CASES = {
     "ppo-ram": Case("ppo", "Bowling-ram-v0", {}),
     "ppo-doom": Case("ppo", "VizdoomBasic-v1", {}),
 }
+# With a GPU: as many games as keep 16 cores and the GPU busy.
+_MANY = {"num_envs": 128}
+GPU_CASES = {
+    "ppo-gpu": Case("ppo", _PIXELS, {**_PPO, **_MANY}, {**_PPO_SB3, "batch_size": 4_096}),
+    "ppo-gpu-lag": Case("ppo", _PIXELS, {**_PPO, **_MANY, "lag": 1}),
+    "dqn-gpu": Case("dqn", _PIXELS, {**_MANY, "batch_size": 256, "update_steps": 32, "start_frames": 40_000}),
+    "ppo-ram-gpu": Case("ppo", "Bowling-ram-v0", {"num_envs": 256}),
+}
 
 
 @dataclass(frozen=True)
 class Options:
     """Measure training throughput."""
 
-    cases: tuple[str, ...] = tuple(CASES)
-    """Which to measure."""
+    cases: tuple[str, ...] = ()
+    """Which to measure; the six for a CPU, or those for a GPU, where none are named."""
     seconds: float = 10.0
     """Length of one measurement of training; its parts take a third of that each."""
     rounds: int = 3
@@ -124,6 +132,8 @@ class Bench:
         self.num_envs: int = self.config.agent.num_envs
         self.plan: Plan = plan_of(self.config)
         self.players = min(usable_cores(), self.num_envs // self.plan.groups)  # workers of the games alone
+        with WorkerEnvs(case.env, 1) as envs:
+            self.game = envs.description
 
     def measure(self) -> dict[str, float]:
         """Rates of one round, by name."""
@@ -181,8 +191,7 @@ class Bench:
 
     def agent(self) -> Any:
         """An agent, as a run builds it."""
-        with self.open() as envs:
-            return build_agent(self.case.algorithm, self.config, self.plan, envs.description)
+        return build_agent(self.case.algorithm, self.config, self.plan, self.game)
 
     def forward(self, seconds: float) -> float:
         """Observations a second through the network, in batches of a group, on every core."""
@@ -250,7 +259,7 @@ class Bench:
 
     def trainer(self, envs: WorkerEnvs) -> Callable[[], int]:
         """Something that trains up to the next update, or its report, and returns the steps of it; the first is made."""
-        agent = build_agent(self.case.algorithm, self.config, self.plan, envs.description)
+        agent = self.agent()
         loop = Turns(envs, agent, Clock())
         while not agent.updates:
             next(loop)
@@ -367,7 +376,7 @@ def machine() -> str:
     return f"{usable_cores()} cores of {names[0] if names else platform.machine()}{gpu}"
 
 
-RATIOS = (("ours", "limit"), ("ours", "games"), ("ours", "stable-baselines3"))
+RATIOS = (("ours", "limit"), ("ours", "games"), ("ours", "AtariVectorEnv"), ("ours", "stable-baselines3"))
 
 
 def summary(rounds: list[dict[str, float]]) -> dict[str, float]:
@@ -410,7 +419,9 @@ def main() -> None:
     """Measure, print, and write figures and plot."""
     options = tyro.cli(Options)
     (options.out or RESULTS / "it").parent.mkdir(parents=True, exist_ok=True)
-    benches = {name: Bench(CASES[name], options) for name in options.cases}
+    on_gpu = pick_device(options.device).type == "cuda"
+    names = options.cases or tuple(GPU_CASES if on_gpu else CASES)
+    benches = {name: Bench((CASES | GPU_CASES)[name], options) for name in names}
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in benches}
     for number in range(options.rounds):
         for name, bench in benches.items():

@@ -18,6 +18,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+import torch
 
 from tests.envs.test_processes import alive, children
 from tests.test_train import wait_for
@@ -103,6 +104,57 @@ def test_a_run_that_was_stopped_in_any_turn_ends_as_if_it_never_was(
     assert at == turns
     assert last_of(stopped) == last_of(reference)
     assert rows_of(stopped) == rows_of(reference)
+
+
+@pytest.mark.parametrize("env", ["Berzerk-v0", "CartPole-v1"])
+def test_a_run_with_a_lag_that_was_stopped_ends_as_if_it_never_was(env: str, tmp_path: Path) -> None:
+    """In the first turn, twice in an update that is broken off, and in random turns."""
+
+    def config(name: str) -> RunConfig[Any]:
+        plain = config_of("ppo", env, tmp_path / name)
+        return dataclasses.replace(plain, agent=dataclasses.replace(plain.agent, lag=1))
+
+    turns = train(start.new_run("ppo", config("whole")), [])
+    behind = 2 * 16 + 1  # turns: an update has just begun
+    stops = sorted([1, behind, behind + 1, *random.Random(env).sample(range(behind + 2, turns), 3)])
+    at, run, broken_off = 0, start.new_run("ppo", config("stopped")), 0
+    for stop in [*stops, turns + 1]:
+        agent: Any = run.agent
+        if stop in (behind, behind + 1):
+            agent.gradient_step = functools.partial(slowly, agent.gradient_step)
+        at += train(run, [stop - at])
+        if at < turns:
+            saved = checkpoint.checkpoints(tmp_path / "stopped" / "checkpoints")[-1]
+            broken_off += checkpoint.load(saved)["agent"]["lag"]["waits"]
+            run = start.old_run(tmp_path / "stopped")
+    assert broken_off >= 2
+    assert last_of(tmp_path / "stopped") == last_of(tmp_path / "whole")
+    assert rows_of(tmp_path / "stopped") == rows_of(tmp_path / "whole")
+
+
+def slowly(function: Callable[..., Any], *args: Any) -> Any:
+    time.sleep(0.1)
+    return function(*args)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+@pytest.mark.parametrize(("algorithm", "env"), PAIRS)
+def test_on_cuda_a_run_that_repeats_itself_goes_on_as_if_it_never_stopped(algorithm: str, env: str, tmp_path: Path) -> None:
+    """With `--deterministic`: the same run twice, the second stopped in four turns; in bfloat16 where the device has it."""
+
+    def config(name: str) -> RunConfig[Any]:
+        return dataclasses.replace(config_of(algorithm, env, tmp_path / name), device="cuda", deterministic=True)
+
+    turns = train(start.new_run(algorithm, config("whole")), [])
+    at, stops = 0, sorted([2, *random.Random(f"{algorithm} {env}").sample(range(3, turns), 3)])
+    run = start.new_run(algorithm, config("stopped"))
+    for stop in [*stops, turns + 1]:
+        at += train(run, [stop - at])
+        if at < turns:
+            run = start.old_run(tmp_path / "stopped")
+    assert last_of(tmp_path / "stopped") == last_of(tmp_path / "whole")
+    assert rows_of(tmp_path / "stopped") == rows_of(tmp_path / "whole")
 
 
 @pytest.mark.timeout(1_200)

@@ -187,6 +187,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "num_envs": (1, 65_536),
     "rollout_steps": (1, 65_536),
     "memory_steps": (1, 65_536),
+    "lag": (0, 1),
     "epochs": (1, 1_000),
     "minibatches": (1, 65_536),
     "frame_stack": (1, 64),

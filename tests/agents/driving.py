@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from agents.agent import Agent, Decision, Player, Setting
 from agents.networks import Inputs
 from agents.registry import ALGORITHMS
-from envs.contract import GameDescription, GameProtocol, ProtocolOptions, TimeStep
+from envs.contract import VOCABULARY, GameDescription, GameProtocol, ProtocolOptions, TimeStep
 from envs.registered import RegisteredGame
 from training.loop import Turns
 from training.metrics import Clock
@@ -146,9 +146,13 @@ def draw_tape(
     life: float = 0.0,
     frames: int = 1,
     extra: int = 0,
+    tokens: int = 0,
     seed: int = 0,
 ) -> Tape:
-    """A tape of random numbers, with the given shares of terminations, truncations, lost episodes and lost lives."""
+    """A tape of random numbers, with the given shares of terminations, truncations, lost episodes and lost lives.
+
+    The last `tokens` of the `extra` numbers are words.
+    """
     rng = np.random.default_rng(seed)
     size = (steps, num_envs)
     image = dtype == "uint8"
@@ -161,10 +165,13 @@ def draw_tape(
         terminated[t] = ~is_first[t] & (kind < end)
         truncated[t] = ~is_first[t] & ~terminated[t] & (kind < end + cut)
         opens = terminated[t] | truncated[t]
+    numbers = rng.normal(size=(*size, extra)).astype(np.float32)
+    if tokens:
+        numbers[..., -tokens:] = rng.integers(VOCABULARY, size=(*size, tokens))
     return Tape(
         TimeStep(
             observation=observation,
-            extra=rng.normal(size=(*size, extra)).astype(np.float32),
+            extra=numbers,
             reward=np.where(is_first, 0, rng.normal(size=size)).astype(np.float32),
             terminated=terminated,
             truncated=truncated,

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from agents import cuda_graphs
 from agents.agent import Setting
 from agents.networks import ActorCritic, Inputs
 from agents.registry import ALGORITHMS
-from tests.agents.driving import configure, decide, describe, draw_tape, inputs_of, play_tape, split
+from agents.replay import Replay
+from tests.agents.driving import configure, decide, describe, draw_tape, inputs_of, play_tape, same, split
 
 pytestmark = [
     pytest.mark.gpu,
@@ -29,8 +31,8 @@ SETTINGS = {
 }
 
 
-def learn(algorithm, game, device, precision=torch.float32, memory="none"):
-    """One rollout's worth of a run; returns the agent, its actions and the metrics."""
+def learn(algorithm, game, device, precision=torch.float32, memory="none", rollouts=1, lag=0):
+    """Some rollouts' worth of a run; returns the agent, its actions and the metrics."""
     setting = Setting(
         game=game,
         num_envs=4,
@@ -41,12 +43,12 @@ def learn(algorithm, game, device, precision=torch.float32, memory="none"):
         precision=precision,
         learn_threads=1,
     )
-    agent = ALGORITHMS[algorithm].build(configure(algorithm, **SETTINGS, memory=memory), setting)
+    agent = ALGORITHMS[algorithm].build(configure(algorithm, **SETTINGS, memory=memory, lag=lag), setting)
     kind = {"shape": game.observation_shape, "dtype": game.observation_dtype, "extra": game.extra_size}
-    tape = draw_tape(17, 4, **kind).rewind(2)
+    tape = draw_tape(16 * rollouts + 1, 4, **kind, tokens=game.num_tokens).rewind(2)
     rows = play_tape(agent, tape)
     assert agent.updates > 0
-    return agent, tape.actions[:16], rows
+    return agent, tape.actions[:-1], rows
 
 
 @pytest.mark.parametrize("game", GAMES)
@@ -83,8 +85,53 @@ def test_learns_and_plays(algorithm, precision, memory):
     assert all(weight.isfinite().all() for weight in state["weights"].values())
     row = ALGORITHMS[algorithm]
     player = row.player(agent.config, game, state["weights"], torch.device("cuda"), 4, row.policies[0])
-    decision = decide(player, draw_tape(1, 4, shape=game.observation_shape, dtype="uint8", extra=6).at(0))
+    decision = decide(player, draw_tape(1, 4, shape=game.observation_shape, dtype="uint8", extra=6, tokens=4).at(0))
     assert decision.probabilities.sum(1) == pytest.approx(np.ones(4), abs=1e-5)
+
+
+@pytest.mark.parametrize(("game", "memory"), [("pixels", "none"), ("ram", "none"), ("vector", "lstm")])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("algorithm", "lag"), [("a2c", 0), ("dqn", 0), ("ppo", 0), ("ppo", 1)])
+def test_graphs_do_what_they_were_recorded_from(algorithm, lag, precision, game, memory, monkeypatch):
+    """Nine rollouts, of which the first three are never a graph's: the same actions, rows and weights, bit for bit."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        graphed = learn(algorithm, GAMES[game], "cuda", precision, memory, rollouts=9, lag=lag)
+        monkeypatch.setattr(cuda_graphs, "WARM_UP", 10**9)
+        plain = learn(algorithm, GAMES[game], "cuda", precision, memory, rollouts=9, lag=lag)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert graphed[0]._step._graphs
+    assert graphed[0]._choose._graphs
+    assert not plain[0]._step._graphs
+    assert np.array_equal(graphed[1], plain[1])
+    assert graphed[2] == plain[2]
+    assert same(graphed[0].state_dict(), plain[0].state_dict())
+
+
+def test_a_graph_takes_arguments_and_keeps_no_result():
+    graphed = cuda_graphs.Graphed(lambda x, y: {"sum": x + y, "product": x * y}, torch.device("cuda"))
+    results = []
+    for number in range(6):
+        x, y = torch.full((2, 3), number, device="cuda").T, torch.full((3, 2), 2, device="cuda")
+        results.append(graphed(x, y))
+    assert graphed._graphs
+    assert [result["sum"][0, 0].item() for result in results] == [2, 3, 4, 5, 6, 7]
+    assert [result["product"][2, 1].item() for result in results] == [0, 2, 4, 6, 8, 10]
+    assert graphed(*torch.ones((2, 5), device="cuda"))["sum"].tolist() == [2] * 5  # other shapes, called as it is
+
+
+def test_replay_holds_pictures_on_the_device():
+    agent, _, _ = learn("dqn", GAMES["pixels"], "cuda")
+    there = agent.replay
+    assert there.frames.device.type == "cuda"
+    t, slots = torch.tensor([3, 7, 9, 2]), torch.arange(4)
+    here = Replay(there.rows * 4, 4, there.depth, GAMES["pixels"])
+    here.newest, here.complete = there.newest, there.complete
+    here.put_steps(0, there.steps(0, there.newest + 1))
+    for left, right in zip(here.transitions(t, slots, 2, 0.9), there.transitions(t, slots, 2, 0.9), strict=True):
+        assert torch.equal(left, right.cpu())
+    assert torch.equal(here.seen_at(5, slice(0, 2))[0], there.seen_at(5, slice(0, 2))[0].cpu())
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
