@@ -46,7 +46,7 @@ mutants: setup
 
 # The long versions of what keeps runs safe: 204 kills, a million broken files, three thousand command lines.
 chaos: setup
-	$(BIN)/python -m pytest --quiet -p no:xdist --kills 34 --inputs 125000 --command-lines 3000 \
+	$(BIN)/python -m pytest --quiet -p no:xdist --kills 204 --inputs 125000 --command-lines 3000 \
 		tests/test_resume.py tests/test_hostile.py tests/test_command_lines.py tests/training/test_crash.py \
 		tests/training/test_disk.py tests/training/test_non_finite.py tests/training/test_fuzz.py
 

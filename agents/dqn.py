@@ -142,7 +142,7 @@ class DQN:
         self.shards = Shards(self.network, threads, setting.precision, images=game.sees_images)
         self.target = copy.deepcopy(self.shards.network).requires_grad_(False)
         self._choose = Graphed(self._best, setting.device)
-        self._step = Graphed(self._step_along, setting.device)
+        self._graphed_step = Graphed(self._step_on_fields, setting.device)
         self.generator = torch.Generator().manual_seed(setting.seed)
         self.rewards = RewardTransform(config.reward, config.reward_scale, config.discount, setting.num_envs)
         self._frames_a_step = float(np.mean(game.protocol.frame_skip))
@@ -256,18 +256,18 @@ class DQN:
         self.updates += 1
         if device.type == "cuda":
             fields = self.replay.transitions(t, slots, config.n_step, config.discount)
-            return self._step(*(field.to(device) for field in fields))["losses"]
+            return self._graphed_step(*(field.to(device) for field in fields))["losses"]
 
         def gather(part: Tensor) -> Transitions:  # each thread its own
             return self.replay.transitions(t[part], slots[part], config.n_step, config.discount)
 
-        return self._step_on(gather, len(t), self.replay.counts(t, slots).sum())
+        return self._gradient_step(gather, len(t), self.replay.counts(t, slots).sum())
 
-    def _step_along(self, *fields: Tensor) -> dict[str, Tensor]:
+    def _step_on_fields(self, *fields: Tensor) -> dict[str, Tensor]:
         batch = Transitions(*fields)
-        return {"losses": self._step_on(lambda _: batch, len(batch.weights), batch.weights.sum())}
+        return {"losses": self._gradient_step(lambda _: batch, len(batch.weights), batch.weights.sum())}
 
-    def _step_on(self, part_of: Callable[[Tensor], Transitions], size: int, counted: Tensor) -> Tensor:
+    def _gradient_step(self, part_of: Callable[[Tensor], Transitions], size: int, counted: Tensor) -> Tensor:
         """A gradient step on a batch of `size`, given by its parts and by how many of its transitions count."""
         config = self.config
 
@@ -309,7 +309,7 @@ class DQN:
         self.target.load_state_dict(state["target"])
         self.shards.refresh()
         self.optimizer.load_state_dict(state["optimizer"])
-        self._step.forget()  # the optimiser's moments lie elsewhere now
+        self._graphed_step.forget()  # the optimiser's moments lie elsewhere now
         self.generator.set_state(state["generator"].cpu())
         self.rewards.load_state_dict(state["rewards"])
         counters = state["counters"]

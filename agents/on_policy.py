@@ -10,8 +10,7 @@ What is learned from does not depend on how long anything takes.
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -22,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.agent import BrokenOff, NonFiniteError, Setting
-from agents.cuda_graphs import Graphed, cuda_stream
+from agents.cuda_graphs import Graphed
+from agents.learner import Learner, Update, finished
 from agents.networks import ActorCritic, Inputs
 from agents.normalize import Kind, RewardTransform
 from agents.player import NetworkPlayer
@@ -90,54 +90,6 @@ class Batch(NamedTuple):
     weights: Tensor  # 1, or 0 where the action was ignored
 
 
-class Update(NamedTuple):
-    """What an update leaves behind."""
-
-    names: list[str]
-    values: Tensor  # of its metrics, in the order of their names
-    batch: Batch | None  # that it learned from, where that is still there
-
-
-class Learner:
-    """Makes updates beside everything else: in a stream of its own on a GPU, in a thread of its own elsewhere."""
-
-    def __init__(self, device: torch.device) -> None:
-        """Start the thread when it is first needed."""
-        self._stream = cuda_stream(device)
-        self._pool = ThreadPoolExecutor(1, "learner", initializer=lambda: torch.set_num_threads(1))
-
-    def run(self, update: Callable[[], Update]) -> Future[Update]:
-        """Begin an update; on a GPU all of it is on its way when this returns."""
-        if self._stream is None:
-            return self._pool.submit(update)
-        future: Future[Update] = Future()
-        self._stream.wait_stream(torch.cuda.current_stream())
-        try:
-            with torch.cuda.stream(self._stream):
-                future.set_result(update())
-        except BrokenOff as broken:
-            future.set_exception(broken)
-        return future
-
-    def result(self, future: Future[Update]) -> Update:
-        """Wait for an update; what reads the weights from now on does so behind it.
-
-        Raises:
-            BrokenOff: it was broken off.
-        """
-        update = future.result()
-        if self._stream is not None:
-            torch.cuda.current_stream().wait_stream(self._stream)
-        return update
-
-
-def finished(update: Update) -> Future[Update]:
-    """An update that has been made."""
-    future: Future[Update] = Future()
-    future.set_result(update)
-    return future
-
-
 def masked_mean(x: Tensor, weights: Tensor) -> Tensor:
     """Mean over the samples that count; 0 where none does."""
     return (x * weights).sum() / weights.sum().clamp(min=1)
@@ -175,14 +127,14 @@ class OnPolicyAgent(ABC):
         self.optimizer = SharedOptimizer(self.make_optimizer, self.network, threads)
         self.shards = Shards(self.network, threads, setting.precision, images=game.sees_images)
         self._choose = Graphed(self._choice, setting.device, priority=-1)  # before what is learned meanwhile
-        self._step = Graphed(self._gradient_step, setting.device)
+        self._graphed_step = Graphed(self._gradient_step, setting.device)
         self.generator = torch.Generator(setting.device).manual_seed(setting.seed)
         self.lag = lag
         self.actor = copy.deepcopy(self.shards.network) if lag else self.shards.network
         """What plays."""
         self.shuffler = torch.Generator(setting.device).manual_seed(setting.seed) if lag else self.generator
         """Shuffles in `update`."""
-        self._learner = Learner(setting.device)
+        self._learner = Learner(setting.device, beside=bool(lag))
         self.rewards = RewardTransform(config.reward, config.reward_scale, config.discount, setting.num_envs)
         chunk = min(config.memory_steps, config.rollout_steps) if config.memory != "none" else 1
         if config.rollout_steps % chunk:
@@ -195,6 +147,8 @@ class OnPolicyAgent(ABC):
             Rollout, config.rollout_steps, setting.num_envs, config.frame_stack, game, chunk=chunk, state=state_size
         )
         what = f"a rollout of {config.rollout_steps:,} steps in each of {setting.num_envs:,} games"
+        if lag:
+            what = f"{what}, twice for --lag {lag}"
         size = (1 + lag) * rollout(device=torch.device("meta")).size
         advice = "take fewer --rollout-steps or --num-envs"
         check_room(what, size, advice, setting.device)
@@ -284,7 +238,11 @@ class OnPolicyAgent(ABC):
             self.rollout.put_value(t, slots, values[0])
 
     def learn(self) -> dict[str, float] | None:
-        """Learn at the end of a rollout, and begin the next; with a lag, the metrics are those of the rollout before."""
+        """Learn at the end of a rollout, and begin the next.
+
+        With a lag the metrics are those of the update before; at the end of the run those of the last one, and none of that
+        before it.
+        """
         if any(time < self.config.rollout_steps for time in self._times.values()):
             return None
         metrics = None
@@ -306,26 +264,22 @@ class OnPolicyAgent(ABC):
         self._taken = True
 
     def _begin_update(self) -> None:
-        """Learn from `past`, beside playing where there is a lag.
-
-        Raises:
-            BrokenOff: there is none, and the agent is to hurry; nothing was learned.
-        """
+        """Learn from `past`, beside playing where there is a lag."""
         if not self._waits:
             self._rate = self.learning_rate
         self._waits = False
         set_learning_rate(self.optimizer, self._rate)
         self.past.upload()
-        self._running = self._learner.run(self._update) if self.lag else finished(self._update())
+        self._running = self._learner.run(self._update)
 
     def _update(self) -> Update:
         batch = self._batch()
         metrics = self.update(batch)
         variance = explained_variance(batch.values, batch.returns, batch.weights)
-        return Update([*metrics, "value/explained_variance"], torch.stack([*metrics.values(), variance]), batch)
+        return Update([*metrics, "value/explained_variance"], torch.stack([*metrics.values(), variance]), batch._asdict())
 
     def _wait(self) -> Update | None:
-        """Wait for an update; None where there is none, or it was broken off."""
+        """Wait for the update that was begun; None where there is none, or it was broken off and waits to be made again."""
         if self._running is None:
             return None
         try:
@@ -335,23 +289,29 @@ class OnPolicyAgent(ABC):
             return None
 
     def _end_update(self) -> dict[str, float]:
-        """Metrics of an update.
+        """Wait for an update, which begins here where it was broken off before; returns its metrics.
 
         Raises:
-            BrokenOff: it was broken off, and waits to be made again.
+            BrokenOff: it was broken off.
             NonFiniteError: one of them is not finite.
         """
+        if self._waits:
+            self._begin_update()
         update = self._wait()
         if update is None:
             raise BrokenOff
+        metrics = {**self._metrics_of(update), "learning_rate": self._rate}
         self._running = None
         self.updates += 1
+        return metrics
+
+    def _metrics_of(self, update: Update) -> dict[str, float]:
         values = update.values.tolist()  # one wait for the device, not one a metric
-        if not all(map(math.isfinite, values)):
-            wrong = ", ".join(name for name, value in zip(update.names, values, strict=True) if not math.isfinite(value))
-            batch = update.batch._asdict() if update.batch else {}
-            raise NonFiniteError(f"{wrong} of update {self.updates}", {**self.past.tables, **batch})
-        return {**dict(zip(update.names, values, strict=True)), "learning_rate": self._rate}
+        metrics = dict(zip(update.names, values, strict=True))
+        if wrong := [name for name, value in metrics.items() if not math.isfinite(value)]:
+            what = f"{', '.join(wrong)} of update {self.updates + 1}"
+            raise NonFiniteError(what, {**self.past.tables, **update.batch})
+        return metrics
 
     def _batch(self) -> Batch:
         """The rollout with its advantages."""
@@ -367,7 +327,7 @@ class OnPolicyAgent(ABC):
 
     def gradient_step(self, rollout: Batch, units: Tensor) -> dict[str, Tensor]:
         """One clipped gradient step on some units of a rollout, (B,): see `agents/rollout.py`."""
-        return self._step(*rollout, units)
+        return self._graphed_step(*rollout, units)
 
     def _gradient_step(self, *given: Tensor) -> dict[str, Tensor]:
         *fields, units = given
@@ -391,7 +351,7 @@ class OnPolicyAgent(ABC):
         return {**metrics, "gradient/norm": norm}
 
     def learned(self) -> dict[str, Any]:
-        """What an update changes: weights, optimiser, and the generator that shuffles."""
+        """What an update changes: weights, optimiser, and the generator that shuffles (and draws actions, without a lag)."""
         return {
             "weights": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -403,7 +363,7 @@ class OnPolicyAgent(ABC):
         self.network.load_state_dict(state["weights"])
         self.shards.refresh()
         self.optimizer.load_state_dict(state["optimizer"])
-        self._step.forget()  # the optimiser's moments lie elsewhere now
+        self._graphed_step.forget()  # the optimiser's moments lie elsewhere now
         self.shuffler.set_state(state["generator"])
 
     def state_dict(self) -> dict[str, Any]:
@@ -422,6 +382,7 @@ class OnPolicyAgent(ABC):
     def _lag_state(self) -> dict[str, Any]:
         """What plays, and what stands between a rollout and the next update."""
         update = self._wait()
+        metrics = self._metrics_of(update) if update else {}
         lag = {
             "actor": self.actor.state_dict(),
             "generator": self.generator.get_state(),
@@ -429,7 +390,7 @@ class OnPolicyAgent(ABC):
             "taken": self._taken,
             "waits": self._waits,
             "past": self.past.state_dict(self.config.rollout_steps) if self._waits else {},
-            "metrics": dict(zip(update.names, update.values.tolist(), strict=True)) if update else {},
+            "metrics": metrics,
         }
         return {"lag": lag}
 
@@ -439,9 +400,8 @@ class OnPolicyAgent(ABC):
         self._rate, self._taken, self._waits = lag["rate"], lag["taken"], lag["waits"]
         if self._waits:
             self.past.load_state_dict(lag["past"])
-            self._begin_update()
-        elif lag["metrics"]:
-            self._running = finished(Update([*lag["metrics"]], torch.tensor([*lag["metrics"].values()]), None))
+        if lag["metrics"]:
+            self._running = finished(lag["metrics"])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back a state."""

@@ -19,7 +19,7 @@ from agents.frames import as_seen, gather_stacks, next_age
 from agents.networks import Inputs
 from envs.contract import GameDescription
 
-# What the environment says beside frames: a number for each step. On a GPU all of it goes there at once.
+# What the environment says beside frames: a number for each step. On a GPU all of a rollout's go there at once.
 _SMALL = ("age", "is_first", "last_rewards", "rewards", "terminated", "ends")
 
 

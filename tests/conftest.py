@@ -5,7 +5,7 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How long the long versions are; `make chaos` gives other numbers."""
-    parser.addoption("--kills", type=int, default=4, help="kills of each run that is killed")
+    parser.addoption("--kills", type=int, default=20, help="kills in all, shared out between six runs")
     parser.addoption("--inputs", type=int, default=500, help="broken files that each of eight readers is given")
     parser.addoption("--command-lines", type=int, default=300, help="command lines that are drawn")
 

@@ -184,7 +184,10 @@ def test_a_passage_that_is_behind_the_code_is_noticed(algorithm):
 
 @pytest.mark.parametrize(
     ("page", "kinds"),
-    {"performance": ["throughput", "throughput", "throughput", "peers", "scaling"], "reliability": ["interruptions", "soak"]}.items(),
+    {
+        "performance": ["throughput", "throughput", "throughput", "peers", "scaling"],
+        "reliability": ["interruptions", "soak"],
+    }.items(),
 )
 def test_pages_repeat_the_results(page, kinds):
     text = (DOCS / f"{page}.md").read_text()

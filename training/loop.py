@@ -168,6 +168,7 @@ class Run:
     def __exit__(self, *_: object) -> None:
         """End the environments' workers and the threads that write, and let go of the directory."""
         self._disk.give_up()  # first: whatever fails below, no thread waits for room any more
+        self.agent.hurry = True  # nor does an update beside playing hold up the end
         self.envs.close()
         self._saver.shutdown()
         self._replay_files.close()

@@ -101,9 +101,9 @@ def test_graphs_do_what_they_were_recorded_from(algorithm, lag, precision, game,
         plain = learn(algorithm, GAMES[game], "cuda", precision, memory, rollouts=9, lag=lag)
     finally:
         torch.use_deterministic_algorithms(False)
-    assert graphed[0]._step._graphs
+    assert graphed[0]._graphed_step._graphs
     assert graphed[0]._choose._graphs
-    assert not plain[0]._step._graphs
+    assert not plain[0]._graphed_step._graphs
     assert np.array_equal(graphed[1], plain[1])
     assert graphed[2] == plain[2]
     assert same(graphed[0].state_dict(), plain[0].state_dict())

@@ -123,10 +123,23 @@ def test_an_update_that_is_broken_off_is_made_again():
         broken._end_update()
     again = make()
     again.load_state_dict(state)
-    assert again._running is not None
+    assert again._running is None  # it begins where its end is wanted
     drive(again, envs, steps[1])
     assert again.updates == whole.updates == ROLLOUTS - 1
     assert same(again.state_dict(), whole.state_dict())
+
+
+def test_what_was_broken_off_goes_on_in_the_same_agent_too():
+    agent, envs = slowed(make(), "gradient_step"), tape()
+    drive(agent, envs, STEPS + 2)
+    agent.hurry = True
+    with pytest.raises(BrokenOff):
+        drive(agent, envs, STEPS)
+    assert agent.updates == 0
+    agent.hurry = False
+    metrics = agent.learn()
+    assert agent.updates == 1
+    assert metrics["learning_rate"] == SETTINGS["learning_rate"]  # of the first rollout
 
 
 def test_a_state_holds_an_update_whose_metrics_are_still_to_come():

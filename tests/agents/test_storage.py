@@ -56,7 +56,9 @@ def test_a_rollout_that_does_not_fit_is_refused_with_the_sum(monkeypatch: pytest
     needs = f"{1_024 * 132 * 7_056 / 1e9:.1f} GB"  # of frames alone, with the stack's past
     with pytest.raises(InputError, match=rf"128 steps in each of 1,024 games needs {needs} and 1.0 GB are free; take fewer"):
         build("ppo", game, config)
-    build("ppo", game, dataclasses.replace(config, num_envs=64))
+    build("ppo", game, dataclasses.replace(config, num_envs=128))
+    with pytest.raises(InputError, match="128 games, twice for --lag 1, with a checkpoint of it needs"):
+        build("ppo", game, dataclasses.replace(config, num_envs=128, lag=1))
 
 
 def test_a_container_has_no_more_than_its_limit(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from training import checkpoint, metrics
 SMALL = ["--total-frames", "2_000", "--num-envs", "2", "--checkpoint-frames", "20"]
 OF_ALGORITHM = {
     "ppo": ["--rollout-steps", "8"],
+    "ppo --lag 1": ["--rollout-steps", "8", "--lag", "1"],
     "a2c": [],
     "dqn": ["--update-steps", "1", "--start-frames", "10", "--capacity", "100"],
 }
@@ -29,7 +30,7 @@ def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(algorithm: str, game: str, *flags: str) -> int:
     env = ["--env", f"tests.envs.own_games:{game}-v0", "--run-dir", "run"]
-    return train.main([algorithm, *env, *SMALL, *OF_ALGORITHM[algorithm], *flags])
+    return train.main([algorithm.split()[0], *env, *SMALL, *OF_ALGORITHM[algorithm], *flags])
 
 
 @pytest.mark.parametrize("algorithm", OF_ALGORITHM)
