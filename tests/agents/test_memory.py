@@ -224,7 +224,9 @@ def recalled(algorithm, kind, num_envs, frames):
     return float(np.mean(rewards[-5:]))
 
 
-@pytest.mark.parametrize(("algorithm", "num_envs", "frames"), [("a2c", 16, 60_000), ("ppo", 8, 20_000)])
+@pytest.mark.parametrize(
+    ("algorithm", "num_envs", "frames"), [pytest.param("a2c", 16, 60_000, marks=pytest.mark.slow), ("ppo", 8, 20_000)]
+)
 def test_a_cue_is_remembered_with_a_memory_and_not_without(algorithm, num_envs, frames):
     assert abs(recalled(algorithm, "none", num_envs, frames)) < 0.5  # a coin's expectation is 0
     for kind in KINDS:

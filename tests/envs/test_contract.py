@@ -232,7 +232,8 @@ def test_a_game_follows_from_its_seed_and_its_actions(env_id):
 def test_recorded_slots_hand_out_every_frame(env_id):
     """Two slots of three, in an order of their own, over several games."""
     options = ProtocolOptions(max_episode_frames=60) if "Breakout" in env_id else ProtocolOptions()
-    actions = np.random.default_rng(2).integers(description_of(env_id).num_actions, size=(60, 3))
+    steps = 30 if env_id == WORLD else 60  # a picture of 800 x 600 takes long to draw
+    actions = np.random.default_rng(2).integers(description_of(env_id).num_actions, size=(steps, 3))
     counts = set()
     with WorkerEnvs(env_id, 3, options=options, record=[2, 0], num_workers=2) as envs:
         envs.reset(SEEDS[:3])

@@ -81,7 +81,7 @@ games = [mini_world.MiniWorldGame(env_id, ProtocolOptions()) for env_id in sys.a
 extra, seen, pictures = np.zeros(0, np.float32), [hashlib.sha256() for _ in games], np.zeros((len(games), 3, 60, 80), np.uint8)
 for game, picture in zip(games, pictures):
     game.reset(len(game.description.protocol.env), picture, extra)
-for action in np.random.default_rng(0).integers(3, size=300):
+for action in np.random.default_rng(0).integers(3, size=160):
     for game, picture, digest in zip(games, pictures, seen):
         outcome = game.step(int(action), picture, extra)
         digest.update(picture)
@@ -99,6 +99,7 @@ print(*(digest.hexdigest() for digest in seen))
     assert len(set(alone)) == len(ids) and play(*ids) == alone
 
 
+@pytest.mark.slow
 @needs_miniworld
 def test_every_registered_world_can_be_played():
     code = """
