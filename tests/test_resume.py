@@ -31,7 +31,15 @@ from training.presets import preset
 
 ROOT = Path(__file__).parent.parent
 SETTINGS: dict[str, dict[str, Any]] = {
-    "ppo": {"num_envs": 4, "rollout_steps": 16, "minibatches": 2, "memory": "gru", "memory_steps": 8, "reward": "normalize"},
+    "ppo": {
+        "num_envs": 4,
+        "rollout_steps": 16,
+        "epochs": 2,
+        "minibatches": 2,
+        "memory": "gru",
+        "memory_steps": 8,
+        "reward": "normalize",
+    },
     "a2c": {"num_envs": 4},
     "dqn": {"num_envs": 4, "capacity": 500, "update_steps": 16, "batch_size": 16},
 }
@@ -108,7 +116,7 @@ def test_a_run_that_was_stopped_in_any_turn_ends_as_if_it_never_was(
     assert rows_of(stopped) == rows_of(reference)
 
 
-@pytest.mark.parametrize("env", ["Bowling-ram-v0", "CartPole-v1"])
+@pytest.mark.parametrize("env", [pytest.param("Bowling-ram-v0", marks=pytest.mark.slow), "CartPole-v1"])
 def test_a_run_with_a_lag_that_was_stopped_ends_as_if_it_never_was(env: str, tmp_path: Path) -> None:
     """In the first turn, twice in an update that is broken off, in random turns, and in the last update."""
 
@@ -311,19 +319,19 @@ def test_a_signal_in_an_update_undoes_it(env: str, whole: Callable[[str, str], t
 
 
 def stop_in_update(run: Run, number: int) -> None:
-    """Train until the third gradient step of an update; each has four epochs of two."""
+    """Train until the third gradient step of an update; each has two epochs of two."""
     agent: Any = run.agent
     steps, step = itertools.count(), agent.gradient_step
 
     def watched(*args: Any) -> Any:
-        if next(steps) == 8 * number + 2:
+        if next(steps) == 4 * number + 2:
             run._on_signal(signal.SIGINT, None)
         return step(*args)
 
     agent.gradient_step = watched
     with run, pytest.raises(Stopped):
         run.train(lambda row: None)
-    assert next(steps) == 8 * number + 3  # the update did not go on
+    assert next(steps) == 4 * number + 3  # the update did not go on
 
 
 def raise_interrupt(_: dict[str, float]) -> None:
@@ -396,7 +404,7 @@ def test_a_signal_while_it_saves_leaves_two_checkpoints(
         assert rows_of(run_dir) == rows_of(reference)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_update_of_minutes_does_not_hold_up_a_signal(number: int, tmp_path: Path, trainer: Trainer) -> None:
     update = ["--num-envs", "4", "--rollout-steps", "64", "--epochs", "1000"]
     process = trainer("ppo", "--env", "Berzerk-v0", *update, "--run-dir", tmp_path / "run")
@@ -421,7 +429,7 @@ def stand_still(pids: list[int]) -> bool:
     return used() == before
 
 
-@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("first", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_second_signal_ends_it_at_once(first: int, tmp_path: Path, trainer: Trainer) -> None:
     """The first one waits for a game that takes a minute to step."""
     game = ["--env", "tests.envs.own_games:Stuck-v0", "--torso", "impala", "--num-envs", "2"]

@@ -225,11 +225,16 @@ def recalled(algorithm, kind, num_envs, frames):
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "num_envs", "frames"), [pytest.param("a2c", 16, 60_000, marks=pytest.mark.slow), ("ppo", 8, 20_000)]
+    ("algorithm", "num_envs", "frames", "kinds"),
+    [
+        pytest.param("a2c", 16, 60_000, KINDS, marks=pytest.mark.slow),
+        pytest.param("ppo", 8, 20_000, ("lstm",), marks=pytest.mark.slow),
+        ("ppo", 8, 20_000, ("gru",)),
+    ],
 )
-def test_a_cue_is_remembered_with_a_memory_and_not_without(algorithm, num_envs, frames):
+def test_a_cue_is_remembered_with_a_memory_and_not_without(algorithm, num_envs, frames, kinds):
     assert abs(recalled(algorithm, "none", num_envs, frames)) < 0.5  # a coin's expectation is 0
-    for kind in KINDS:
+    for kind in kinds:
         assert recalled(algorithm, kind, num_envs, frames) > 0.9, kind
 
 

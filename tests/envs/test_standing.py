@@ -10,7 +10,7 @@ import pytest
 from envs import registry
 from envs.contract import TimeStep, game_seeds
 from envs.workers import WorkerEnvs
-from tests.envs.test_contract import FAMILIES, every_family, options_for, why_not
+from tests.envs.test_contract import FAMILIES, WORLD, every_family, options_for, why_not
 from tests.envs.test_processes import alive, children, soon
 from training.start import training_seeds
 
@@ -24,6 +24,12 @@ def opened(env_id: str) -> WorkerEnvs:
 
 def seeds_of(env_id: str):
     return [training_seeds(7, slot, env_id) for slot in range(SLOTS)]
+
+
+def parameter(env_id: str):
+    """A world draws for half a minute."""
+    slow = [pytest.mark.slow] if env_id == WORLD else []
+    return pytest.param(env_id, marks=[*slow, pytest.mark.skipif(bool(why := why_not(env_id)), reason=why)])
 
 
 class Play:
@@ -57,9 +63,7 @@ def same(left: list[TimeStep], right: list[TimeStep]) -> bool:
     return all(np.array_equal(one, other) for one, other in fields)
 
 
-@pytest.mark.parametrize(
-    "env_id", [pytest.param(each, marks=pytest.mark.skipif(bool(why := why_not(each)), reason=why)) for each in GAMES]
-)
+@pytest.mark.parametrize("env_id", [parameter(each) for each in GAMES])
 def test_games_go_on_where_they_stood(env_id):
     """Once after a signal, before there was a copy and behind one, and once after a kill: from the copy itself."""
     end = 170 if env_id == "Breakout-v0" else 120  # a game of Breakout ends within that
