@@ -145,7 +145,7 @@ def test_what_was_broken_off_goes_on_in_the_same_agent_too():
 def test_a_state_holds_an_update_whose_metrics_are_still_to_come():
     agent, other = make(), make()
     envs = tape()
-    drive(agent, envs, STEPS + 2)
+    drive(agent, envs, 2 * STEPS + 2)  # from here on what plays has learned
     state = copy.deepcopy(agent.state_dict())
     assert state["lag"]["metrics"]
     other.load_state_dict(state)

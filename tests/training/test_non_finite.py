@@ -17,7 +17,7 @@ from training import checkpoint, metrics
 SMALL = ["--total-frames", "2_000", "--num-envs", "2", "--checkpoint-frames", "20"]
 OF_ALGORITHM = {
     "ppo": ["--rollout-steps", "8"],
-    "ppo --lag 1": ["--rollout-steps", "8", "--lag", "1"],
+    "ppo --lag 1": ["--rollout-steps", "8", "--lag", "1", "--checkpoint-frames", "16"],  # which waits for each update
     "a2c": [],
     "dqn": ["--update-steps", "1", "--start-frames", "10", "--capacity", "100"],
 }
@@ -57,6 +57,7 @@ def test_it_stops_within_one_update_and_keeps_what_was_learned(
     for path in saved:
         state = checkpoint.load(path)
         assert all(weights.isfinite().all() for weights in state["weights"].values())
+        assert all(map(math.isfinite, state["agent"].get("lag", {}).get("metrics", {}).values()))
     rows = metrics.read(Path("run/metrics.jsonl"))
     assert all(math.isfinite(value) for row in rows for value in row.values())
     assert rows[-1]["frames"] <= 80 + 16  # the rollout in which it came
