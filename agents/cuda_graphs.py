@@ -20,7 +20,7 @@ def cuda_stream(device: torch.device, priority: int = 0) -> torch.cuda.Stream | 
     """A stream of its own; None on any device but CUDA."""
     if device.type != "cuda":
         return None
-    stream: torch.cuda.Stream = torch.cuda.Stream(device, priority)  # type: ignore[no-untyped-call]
+    stream: torch.cuda.Stream = torch.cuda.Stream(device, priority)  # type: ignore[no-untyped-call] # torch has no types for it
     return stream
 
 
