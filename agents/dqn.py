@@ -142,7 +142,8 @@ class DQN:
         self.shards = Shards(self.network, threads, setting.precision, images=game.sees_images)
         self.target = copy.deepcopy(self.shards.network).requires_grad_(False)
         self._choose = Graphed(self._best, setting.device)
-        self._graphed_step = Graphed(self._step_on_fields, setting.device)
+        self._step_from_replay = Graphed(self._gather_and_step, setting.device)
+        self._step_on_fields = Graphed(self._step, setting.device)
         self.generator = torch.Generator().manual_seed(setting.seed)
         self.rewards = RewardTransform(config.reward, config.reward_scale, config.discount, setting.num_envs)
         self._frames_a_step = float(np.mean(game.protocol.frame_skip))
@@ -252,24 +253,26 @@ class DQN:
 
     def _update(self, t: Tensor, slots: Tensor) -> Tensor:
         """One gradient step on the transitions that begin at some steps; returns loss, mean value and the gradient's length."""
-        config, device = self.config, self.setting.device
+        config, device, replay = self.config, self.setting.device, self.replay
         self.updates += 1
-        if device.type == "cuda":
-            fields = self.replay.transitions(t, slots, config.n_step, config.discount)
-            return self._graphed_step(*(field.to(device) for field in fields))["losses"]
+        found = replay.look_up(t, slots, config.n_step, config.discount)
+        if replay.device == device:
+            return self._step_from_replay(*(part.to(device) for part in found))["losses"]
+        return self._step_on_fields(*(field.to(device) for field in replay.gather(*found)))["losses"]
 
-        def gather(part: Tensor) -> Transitions:  # each thread its own
-            return self.replay.transitions(t[part], slots[part], config.n_step, config.discount)
+    def _gather_and_step(self, places: Tensor, outcomes: Tensor) -> dict[str, Tensor]:
+        """A gradient step on what `Replay.look_up` returned; each thread gathers its own part."""
+        *_, weights = outcomes
+        return self._gradient_step(lambda part: self.replay.gather(places[:, part], outcomes[:, part]), weights)
 
-        return self._gradient_step(gather, len(t), self.replay.counts(t, slots).sum())
-
-    def _step_on_fields(self, *fields: Tensor) -> dict[str, Tensor]:
+    def _step(self, *fields: Tensor) -> dict[str, Tensor]:
+        """A gradient step on a whole batch, on a GPU without room for replay."""
         batch = Transitions(*fields)
-        return {"losses": self._gradient_step(lambda _: batch, len(batch.weights), batch.weights.sum())}
+        return self._gradient_step(lambda _: batch, batch.weights)
 
-    def _gradient_step(self, part_of: Callable[[Tensor], Transitions], size: int, counted: Tensor) -> Tensor:
-        """A gradient step on a batch of `size`, given by its parts and by how many of its transitions count."""
-        config = self.config
+    def _gradient_step(self, part_of: Callable[[Tensor], Transitions], weights: Tensor) -> dict[str, Tensor]:
+        """A gradient step on a batch, given by its parts and by the weights of its transitions."""
+        config, size, counted = self.config, len(weights), weights.sum().clamp(min=1)
 
         def work(network: nn.Module, part: Tensor) -> dict[str, Tensor]:
             batch = part_of(part)
@@ -278,7 +281,7 @@ class DQN:
                 choosing_values = network(batch.next_stacks, batch.next_extra) if config.double else target_values
             with autocast(self.setting):
                 values = network(batch.stacks, batch.extra)
-            share = batch.weights.sum() / counted.clamp(min=1)
+            share = batch.weights.sum() / counted
             loss = dqn_loss(values, td_targets(batch, target_values, choosing_values), batch, config.loss) * share
             torch.autograd.backward(loss)
             return {"loss": loss.detach(), "value": values.detach().mean() * len(part) / size}
@@ -287,7 +290,7 @@ class DQN:
         norm = self.shards.clip(config.max_grad_norm)
         self.optimizer.step()
         self.shards.refresh()
-        return torch.stack([metrics["loss"], metrics["value"], norm])
+        return {"losses": torch.stack([metrics["loss"], metrics["value"], norm])}
 
     def state_dict(self) -> dict[str, Any]:
         """Networks, optimiser, counters, reward moments and the generator; replay is kept for itself."""
@@ -309,7 +312,8 @@ class DQN:
         self.target.load_state_dict(state["target"])
         self.shards.refresh()
         self.optimizer.load_state_dict(state["optimizer"])
-        self._graphed_step.forget()  # the optimiser's moments lie elsewhere now
+        self._step_from_replay.forget()  # the optimiser's moments lie elsewhere now
+        self._step_on_fields.forget()
         self.generator.set_state(state["generator"].cpu())
         self.rewards.load_state_dict(state["rewards"])
         counters = state["counters"]

@@ -46,14 +46,14 @@ def as_seen(stacks: Tensor, age: NDArray[np.uint8]) -> Tensor:
     return blacken(stacks.clone(), torch.from_numpy(age[:, None] < np.arange(depth - 1, -1, -1)))
 
 
-def gather_stacks(frames: Tensor, age: Tensor, rows: Tensor, slots: Tensor, depth: int) -> Tensor:
+def gather_stacks(frames: Tensor, rows: Tensor, slots: Tensor, age: Tensor, depth: int) -> Tensor:
     """Build stacks out of frames that are stored once.
 
     Args:
         frames: (R, N, *shape) a ring of R rows in time; the row before row 0 is row R - 1.
-        age: (R, N) see `next_age`; with rows and slots, it may lie on another device than frames.
         rows: (..., B) row of each stack's newest frame.
         slots: (B,) environment of each stack.
+        age: (..., B) of the newest frames, see `next_age`.
         depth: Frames in a stack.
 
     Returns:
@@ -61,9 +61,9 @@ def gather_stacks(frames: Tensor, age: Tensor, rows: Tensor, slots: Tensor, dept
     """
     back = torch.arange(depth - 1, -1, -1, device=rows.device)
     at = (rows[..., None] - back) % len(frames) * frames.shape[1] + slots[:, None]
-    whole = frames.flatten(0, 1).flatten(1).index_select(0, at.flatten().to(frames.device))  # a frame is copied in one piece
+    whole = frames.flatten(0, 1).flatten(1).index_select(0, at.flatten())  # a frame is copied in one piece
     stacks = whole.view(*at.shape, *frames.shape[2:])
-    return stacks if depth == 1 else blacken(stacks, age[rows, slots][..., None].int() < back)
+    return stacks if depth == 1 else blacken(stacks, age[..., None].int() < back)
 
 
 def blacken(stacks: Tensor, black: Tensor) -> Tensor:

@@ -114,12 +114,6 @@ class Replay:
             stacks = torch.stack([self.frames[row - back, slots] for back in reversed(range(self.depth))], 1)
         return as_seen(stacks, self._arrays["age"][row, slots]), self.extra[row, slots]
 
-    def seen(self, t: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Observations as the agent sees them, and the numbers beside: (B,), (B,) -> (B, depth, *shape), (B, E)."""
-        row = t % self.rows
-        stacks = gather_stacks(self.frames, self.age, row, slots, self.depth)
-        return stacks, self.extra[row.to(self.device), slots.to(self.device)]
-
     @property
     def oldest(self) -> int:
         """First step that is still there for every environment."""
@@ -155,31 +149,42 @@ class Replay:
         """Steps and environments of transitions, uniformly from a span of steps: (size,), (size,)."""
         return torch.randint(*span, (size,), generator=generator), torch.randint(self.num_envs, (size,), generator=generator)
 
-    def counts(self, t: Tensor, slots: Tensor) -> Tensor:
-        """1, or 0 where the action was ignored: (B,), (B,) -> (B,)."""
-        counts: Tensor = self.mask[t % self.rows, slots].float()
-        return counts
+    def look_up(self, t: Tensor, slots: Tensor, n: int, discount: float) -> tuple[Tensor, Tensor]:
+        """The transitions that begin at some steps, (B,) and (B,), but for what was observed.
+
+        Returns:
+            (6, B) environment, row and age of the state, row and age of the next, action, and
+            (3, B) reward, discount, weight; as in `Transitions`, on the CPU.
+        """
+        tables, at, slot = self._arrays, t.numpy(), slots.numpy()
+        going = np.ones(len(at), np.bool_)  # the window has not ended yet
+        over = np.zeros(len(at), np.bool_)  # the task has
+        reward, length = np.zeros(len(at), np.float32), np.zeros(len(at), np.int64)
+        for k in range(n):
+            row = (at + k) % self.rows
+            going &= tables["mask"][row, slot]
+            reward += going * np.float32(discount**k) * tables["rewards"][row, slot]
+            length += going
+            over |= going & tables["terminated"][row, slot]
+            going &= ~tables["ends"][row, slot]
+        row, after = at % self.rows, (at + length) % self.rows
+        age, actions, mask = tables["age"], tables["actions"], tables["mask"]
+        places = np.stack([slot, row, age[row, slot], after, age[after, slot], actions[row, slot]])
+        outcomes = np.stack([reward, discount**length * ~over, mask[row, slot]])
+        return torch.from_numpy(places), torch.from_numpy(outcomes.astype(np.float32))
+
+    def gather(self, places: Tensor, outcomes: Tensor) -> Transitions:
+        """Transitions with what was observed, of what `look_up` returned, brought to `device`."""
+        slots, row, age, after, next_age, actions = places
+        rewards, discounts, weights = outcomes
+        stacks = gather_stacks(self.frames, row, slots, age, self.depth)
+        next_stacks = gather_stacks(self.frames, after, slots, next_age, self.depth)
+        beside, next_beside = self.extra[row, slots], self.extra[after, slots]
+        return Transitions(stacks, beside, actions, rewards, discounts, next_stacks, next_beside, weights)
 
     def transitions(self, t: Tensor, slots: Tensor, n: int, discount: float) -> Transitions:
         """The transitions that begin at some steps: (B,), (B,)."""
-        going = torch.ones_like(t, dtype=torch.bool)  # the window has not ended yet
-        over = torch.zeros_like(going)  # the task has
-        reward, length = torch.zeros(len(t)), torch.zeros_like(t)
-        for k in range(n):
-            row = (t + k) % self.rows
-            going = going & self.mask[row, slots]
-            reward += going * discount**k * self.rewards[row, slots]
-            length += going
-            over |= going & self.terminated[row, slots]
-            going = going & ~self.ends[row, slots]
-        return Transitions(
-            *self.seen(t, slots),
-            self.actions[t % self.rows, slots].long(),
-            reward,
-            discount**length * ~over,
-            *self.seen(t + length, slots),
-            self.counts(t, slots),
-        )
+        return self.gather(*(own.to(self.device) for own in self.look_up(t, slots, n, discount)))
 
 
 def bytes_per_step(shape: tuple[int, ...], dtype: torch.dtype, extra: int = 0) -> int:

@@ -169,7 +169,8 @@ class Rollout:
 
     def inputs(self, t: Tensor, slots: Tensor) -> Inputs:
         """What the agent saw: (L, B), (B,) -> (L, B, ...)."""
-        stacks = gather_stacks(self.frames, self.age, t + self.depth - 1, slots, self.depth)
+        rows = t + self.depth - 1
+        stacks = gather_stacks(self.frames, rows, slots, self.age[rows, slots], self.depth)
         beside = (self.extra, self.last_actions, self.last_rewards, self.is_first)
         return Inputs(stacks, *(table[t, slots] for table in beside))
 

@@ -460,8 +460,8 @@ def test_dqns_update_is_stable_baselines3s(max_grad_norm):
 
     nothing, ones = torch.zeros(count, 0), torch.ones(count)
     batch = Transitions(observations[:, None], nothing, actions, rewards, discounts * ~over, following[:, None], nothing, ones)
-    ours.replay.transitions = lambda t, *_: Transitions(*(field[t] for field in batch))
-    ours.replay.counts = lambda t, _: ones[t]
+    ours.replay.look_up = lambda t, *_: (t[None], ones[None])
+    ours.replay.gather = lambda places, _: Transitions(*(field[places[0]] for field in batch))
     loss, _, norm = ours._update(torch.arange(count), torch.zeros(count, dtype=torch.int64)).tolist()
     assert 0.1 < norm < 100.0  # one of the two limits clips
     assert_equal_weights(theirs.q_net, ours.network, names, before)
