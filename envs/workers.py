@@ -98,7 +98,7 @@ class WorkerEnvs:
         self._file = anonymous_file()
         try:
             cores = _cores_to_keep(env_id)
-            for slots in self._shares(num_workers or usable_cores()):
+            for slots in shares_of(self.groups, num_workers or usable_cores()):
                 order = {
                     "slots": slots,
                     "ids": [(slot, self.tasks[slot]) for group in slots for slot in group],
@@ -115,12 +115,6 @@ class WorkerEnvs:
         except BaseException:
             self.close()
             raise
-
-    def _shares(self, num_workers: int) -> list[list[list[int]]]:
-        """The slots of each worker, by group."""
-        size = self.num_envs // len(self.groups)
-        shares = np.array_split(np.arange(size), min(size, num_workers))
-        return [[[int(slot) + group.start for slot in share] for group in self.groups] for share in shares]
 
     def _joint_description(self, env_id: str, descriptions: list[GameDescription]) -> GameDescription:
         """That of any slot, under the id that was asked for; of several games the first stands for all."""
@@ -239,7 +233,9 @@ class WorkerEnvs:
         """Let the games' histories begin here, where they can be copied."""
         over = self._memory.step.terminated | self._memory.step.truncated
         for worker in self._workers:
-            clones = self._insist(worker, _WorkerProcess.clone)
+            worker.start_cloning()
+        for worker in self._workers:
+            clones = self._insist(worker, _WorkerProcess.clones)
             for group, slots in enumerate(worker.slots):
                 for slot in slots:
                     if slot not in self._lost and str(slot) in clones:
@@ -300,6 +296,7 @@ class _WorkerProcess(Channel):
         self._memory, self._order, self._hang_seconds = memory, order, hang_seconds
         self.running: list[int] = []  # groups whose step was started and has not been received
         self._opening: set[int] = set()  # groups whose running step opens games
+        self._cloning = False  # copies of its games were asked for and have not been received
         self._launch()
 
     def _launch(self) -> None:
@@ -344,15 +341,20 @@ class _WorkerProcess(Channel):
         self.running.append(group)
         self.write(group)
 
-    def clone(self) -> dict[str, Any]:
-        """A copy of each of its games that can be copied, by slot.
+    def start_cloning(self) -> None:
+        """Ask for a copy of each of its games that can be copied."""
+        self._cloning = True
+        self.write(CLONE)
+
+    def clones(self) -> dict[str, Any]:
+        """Those copies, by slot.
 
         Raises:
             WorkerLostError: it died or hangs.
         """
-        self.write(CLONE)
         self._expect(CLONE, HANG_SECONDS)
         clones: dict[str, Any] = self.read_message()["clones"]
+        self._cloning = False
         return clones
 
     def expect_restored(self) -> None:
@@ -365,7 +367,7 @@ class _WorkerProcess(Channel):
             self._expect(RESTORE, HANG_SECONDS)
 
     def start_anew(self, num_envs: int, description: GameDescription) -> None:
-        """End what is left of the process; another takes its slots, opens new games and starts the steps that were running.
+        """End what is left of the process; another takes its slots, opens new games and does again what was asked for.
 
         Raises:
             WorkerLostError: it died as well.
@@ -379,6 +381,8 @@ class _WorkerProcess(Channel):
         self.write(RESET)
         for group in self.running:
             self.write(group)
+        if self._cloning:
+            self.write(CLONE)
 
     def write(self, signal: int) -> None:
         with contextlib.suppress(BrokenPipeError):  # a worker that is gone is reported by `expect`, with its last words
@@ -450,6 +454,20 @@ class _WorkerProcess(Channel):
 def _other_seed(seed: int, slot: int) -> int:
     """Of the game that follows a lost one: a function of the last seed, which is -1 for a game that had none, and the slot."""
     return int(np.random.SeedSequence((seed + 1, slot)).generate_state(1)[0] & 0x7FFFFFFF)
+
+
+def shares_of(groups: Sequence[slice], num_workers: int) -> list[list[list[int]]]:
+    """The slots of each worker, by group; in all groups together none has two more than another."""
+    size = groups[0].stop - groups[0].start
+    count = min(size, num_workers)
+    each, more = divmod(size, count)
+    shares: list[list[list[int]]] = [[] for _ in range(count)]
+    for number, group in enumerate(groups):
+        slots = iter(range(group.start, group.stop))
+        for worker, share in enumerate(shares):
+            takes_more = (worker - number * more) % count < more  # in the next group it is the workers behind these
+            share.append([*itertools.islice(slots, each + takes_more)])
+    return shares
 
 
 def _cores_to_keep(env_id: str) -> Iterator[int | None]:

@@ -10,7 +10,7 @@ import pytest
 
 from envs import registry
 from envs.contract import GameDescription, InputError, Outcome, ProtocolOptions, TimeStep, game_seeds
-from envs.workers import WorkerEnvs, WorkerError
+from envs.workers import WorkerEnvs, WorkerError, shares_of
 
 SQUARES = "tests.envs.own_games:Squares-v0"
 DOOM, WORLD, LAB = "VizdoomBasic-v1", "MiniWorld-OneRoomS6Fast-v0", "dmlab/lt_chasm"
@@ -33,6 +33,19 @@ every_family = pytest.mark.parametrize(
     "env_id",
     [pytest.param(env_id, marks=pytest.mark.skipif(bool(why := why_not(env_id)), reason=why)) for env_id in FAMILIES],
 )
+
+
+@pytest.mark.parametrize(("games", "groups", "workers"), [(8, 2, 2), (128, 2, 15), (128, 4, 15), (12, 3, 16), (7, 1, 3)])
+def test_games_are_shared_out_evenly(games, groups, workers):
+    size = games // groups
+    own = [slice(group * size, (group + 1) * size) for group in range(groups)]
+    shares = shares_of(own, workers)
+    assert len(shares) == min(workers, size)
+    for group, slots in enumerate(own):
+        assert [slot for share in shares for slot in share[group]] == [*range(slots.start, slots.stop)]
+        assert len({len(share[group]) for share in shares}) <= 2
+    totals = [sum(map(len, share)) for share in shares]
+    assert max(totals) - min(totals) <= 1
 
 
 class Played(NamedTuple):
