@@ -1,6 +1,6 @@
 """Training steps a second: against the limit that its parts set, and against stable-baselines3 on the same work.
 
-    python benchmarks/throughput.py [--cases ppo a2c dqn] [--seconds 10] [--rounds 3] [--device cpu]
+    python benchmarks/throughput.py [--cases ppo a2c dqn] [--seconds 10] [--rounds 3] [--device cpu] [--groups 4]
 
 A step is one agent step. Where stable-baselines3 stands beside ours, both play 8 games of `BerzerkNoFrameskip-v0` with sticky
 actions, see stacks of four 84x84 images, and run the same update schedule. The limit is `1 / (1/e + 1/f + k/l)`:
@@ -116,6 +116,10 @@ class Options:
     """fp32, bf16 or auto, for ours; stable-baselines3 has fp32 only."""
     device: Literal["cpu", "cuda", "auto"] = "auto"
     """cpu, cuda or auto, for both."""
+    groups: int | None = None
+    """Groups that take turns; as many as a run has where not given."""
+    workers: int | None = None
+    """Processes that play in ours; as many as a run has where not given."""
     out: Path | None = None
     """JSON file for the figures; below benchmarks/results, named after the machine, where not given."""
 
@@ -130,7 +134,10 @@ class Bench:
         agent = dataclasses.replace(settings, **case.ours)
         self.config: RunConfig[Any] = RunConfig(case.env, agent, device=options.device, precision=options.precision)
         self.num_envs: int = self.config.agent.num_envs
-        self.plan: Plan = plan_of(self.config)
+        plan = plan_of(self.config)
+        self.plan: Plan = dataclasses.replace(
+            plan, groups=options.groups or plan.groups, workers=options.workers or plan.workers
+        )
         self.players = min(usable_cores(), self.num_envs // self.plan.groups)  # workers of the games alone
         with WorkerEnvs(case.env, 1) as envs:
             self.game = envs.description
