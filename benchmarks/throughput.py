@@ -92,6 +92,8 @@ CASES = {
     "ppo-ram": Case("ppo", "Bowling-ram-v0", {}),
     "ppo-doom": Case("ppo", "VizdoomBasic-v1", {}),
 }
+# Where its engine is installed.
+LAB_CASES = {"ppo-lab": Case("ppo", "dmlab/lt_chasm", {})}
 # With a GPU: as many games as keep 16 cores and the GPU busy.
 _MANY = {"num_envs": 128}
 GPU_CASES = {
@@ -107,7 +109,7 @@ class Options:
     """Measure training throughput."""
 
     cases: tuple[str, ...] = ()
-    """Which to measure; the six for a CPU, or those for a GPU, where none are named."""
+    """Which to measure; the six for a CPU, or those for a GPU, where none are named (`ppo-lab` only where it is)."""
     seconds: float = 10.0
     """Length of one measurement of training; its parts take a third of that each."""
     rounds: int = 3
@@ -423,25 +425,32 @@ def plot(path: Path, title: str, cases: dict[str, dict[str, float]]) -> None:
 
 
 def main() -> None:
-    """Measure, print, and write figures and plot."""
+    """Measure, print, and write figures and plot, anew with each figure: of what is stopped the rounds before are left."""
     options = tyro.cli(Options)
-    (options.out or RESULTS / "it").parent.mkdir(parents=True, exist_ok=True)
     on_gpu = pick_device(options.device).type == "cuda"
     names = options.cases or tuple(GPU_CASES if on_gpu else CASES)
-    benches = {name: Bench((CASES | GPU_CASES)[name], options) for name in names}
-    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in benches}
-    for number in range(options.rounds):
-        for name, bench in benches.items():
-            rounds[name].append(bench.measure())
-            shown = ", ".join(f"{what} {value:,.0f}" for what, value in rounds[name][-1].items())
-            print(f"round {number + 1}, {name}: {shown}", flush=True)
-    summaries = {name: summary(found) for name, found in rounds.items()}
+    benches = {name: Bench((CASES | LAB_CASES | GPU_CASES)[name], options) for name in names}
     precision = next(iter(benches.values())).plan.precision
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "stable-baselines3"))
     title = f"{machine()}, {precision}, {packages}, commit {commit()}"
-    print(f"\n{title}, medians of {options.rounds} rounds, steps or samples a second\n\n{table(summaries)}")
     name = re.sub(r"[^a-z0-9]+", "-", f"{machine()} {precision}".lower())
     out = options.out or RESULTS / f"throughput-{name}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    rounds: dict[str, list[dict[str, float]]] = {}
+    for number in range(options.rounds):
+        for name, bench in benches.items():
+            rounds.setdefault(name, []).append(bench.measure())
+            shown = ", ".join(f"{what} {value:,.0f}" for what, value in rounds[name][-1].items())
+            print(f"round {number + 1}, {name}: {shown}", flush=True)
+            write(out, title, rounds)
+    summaries = {name: summary(found) for name, found in rounds.items()}
+    print(f"\n{title}, medians of {options.rounds} rounds, steps or samples a second\n\n{table(summaries)}")
+    print(f"\n{out} and {out.with_suffix('.svg').name}")
+
+
+def write(out: Path, title: str, rounds: dict[str, list[dict[str, float]]]) -> None:
+    """Write figures and plot."""
+    summaries = {name: summary(found) for name, found in rounds.items()}
     content = {
         "machine": title,
         "command": " ".join(sys.argv),
@@ -451,7 +460,6 @@ def main() -> None:
     }
     out.write_text(json.dumps(content, indent=1) + "\n")
     plot(out.with_suffix(".svg"), title, summaries)
-    print(f"\n{out} and {out.with_suffix('.svg').name}")
 
 
 if __name__ == "__main__":
