@@ -142,8 +142,6 @@ class DQN:
         self.shards = Shards(self.network, threads, setting.precision, images=game.sees_images)
         self.target = copy.deepcopy(self.shards.network).requires_grad_(False)
         self._choose = Graphed(self._best, setting.device)
-        self._step_from_replay = Graphed(self._gather_and_step, setting.device)
-        self._step_on_fields = Graphed(self._step, setting.device)
         self.generator = torch.Generator().manual_seed(setting.seed)
         self.rewards = RewardTransform(config.reward, config.reward_scale, config.discount, setting.num_envs)
         self._frames_a_step = float(np.mean(game.protocol.frame_skip))
@@ -154,6 +152,10 @@ class DQN:
             )
         capacity = min(config.capacity, steps)
         self.replay = Replay(capacity, setting.num_envs, config.frame_stack, game, config.n_step, setting.device)
+        self._gathers = (
+            self.replay.device == setting.device
+        )  # in the graph; else the CPU does, for a GPU without room for replay
+        self._graphed_step = Graphed(self._gather_and_step if self._gathers else self._step, setting.device)
         self._times = {group.start: -1 for group in setting.groups}  # each group's newest step
         self._credit = 0  # agent steps that no update has used up yet
         self._losses: list[Tensor] = []
@@ -253,12 +255,11 @@ class DQN:
 
     def _update(self, t: Tensor, slots: Tensor) -> Tensor:
         """One gradient step on the transitions that begin at some steps; returns loss, mean value and the gradient's length."""
-        config, device, replay = self.config, self.setting.device, self.replay
         self.updates += 1
-        found = replay.look_up(t, slots, config.n_step, config.discount)
-        if replay.device == device:
-            return self._step_from_replay(*(part.to(device) for part in found))["losses"]
-        return self._step_on_fields(*(field.to(device) for field in replay.gather(*found)))["losses"]
+        given: tuple[Tensor, ...] = self.replay.look_up(t, slots, self.config.n_step, self.config.discount)
+        if not self._gathers:
+            given = self.replay.gather(*given)
+        return self._graphed_step(*(part.to(self.setting.device) for part in given))["losses"]
 
     def _gather_and_step(self, places: Tensor, outcomes: Tensor) -> dict[str, Tensor]:
         """A gradient step on what `Replay.look_up` returned; each thread gathers its own part."""
@@ -266,7 +267,7 @@ class DQN:
         return self._gradient_step(lambda part: self.replay.gather(places[:, part], outcomes[:, part]), weights)
 
     def _step(self, *fields: Tensor) -> dict[str, Tensor]:
-        """A gradient step on a whole batch, on a GPU without room for replay."""
+        """A gradient step on the fields of `Transitions`."""
         batch = Transitions(*fields)
         return self._gradient_step(lambda _: batch, batch.weights)
 
@@ -312,8 +313,7 @@ class DQN:
         self.target.load_state_dict(state["target"])
         self.shards.refresh()
         self.optimizer.load_state_dict(state["optimizer"])
-        self._step_from_replay.forget()  # the optimiser's moments lie elsewhere now
-        self._step_on_fields.forget()
+        self._graphed_step.forget()  # the optimiser's moments lie elsewhere now
         self.generator.set_state(state["generator"].cpu())
         self.rewards.load_state_dict(state["rewards"])
         counters = state["counters"]

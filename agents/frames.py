@@ -63,7 +63,7 @@ def gather_stacks(frames: Tensor, rows: Tensor, slots: Tensor, age: Tensor, dept
     at = (rows[..., None] - back) % len(frames) * frames.shape[1] + slots[:, None]
     whole = frames.flatten(0, 1).flatten(1).index_select(0, at.flatten())  # a frame is copied in one piece
     stacks = whole.view(*at.shape, *frames.shape[2:])
-    return stacks if depth == 1 else blacken(stacks, age[..., None].int() < back)
+    return stacks if depth == 1 else blacken(stacks, age[..., None] < back)
 
 
 def blacken(stacks: Tensor, black: Tensor) -> Tensor:

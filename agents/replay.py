@@ -106,7 +106,7 @@ class Replay:
                 self._tables[name][t % self.rows, slots] = torch.from_numpy(values).to(self.device)
 
     def seen_at(self, t: int, slots: slice) -> tuple[Tensor, Tensor]:
-        """What `seen` is for step t of a group, in less time; may be what is stored itself."""
+        """Stacks of step t of a group, and the numbers beside: (n, depth, *shape), (n, E); may be what is stored itself."""
         row = t % self.rows
         if row >= self.depth - 1:
             stacks = self.frames[row - self.depth + 1 : row + 1, slots].transpose(0, 1)

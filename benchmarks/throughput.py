@@ -92,7 +92,7 @@ CASES = {
     "ppo-ram": Case("ppo", "Bowling-ram-v0", {}),
     "ppo-doom": Case("ppo", "VizdoomBasic-v1", {}),
 }
-# Where its engine is installed.
+# Only where its engine is installed, so only where it is named.
 LAB_CASES = {"ppo-lab": Case("ppo", "dmlab/lt_chasm", {})}
 # With a GPU: as many games as keep 16 cores and the GPU busy.
 _MANY = {"num_envs": 128}
@@ -109,7 +109,7 @@ class Options:
     """Measure training throughput."""
 
     cases: tuple[str, ...] = ()
-    """Which to measure; the six for a CPU, or those for a GPU, where none are named (`ppo-lab` only where it is)."""
+    """Which to measure; the six for a CPU, or those for a GPU, where none are named; `ppo-lab` for DeepMind Lab."""
     seconds: float = 10.0
     """Length of one measurement of training; its parts take a third of that each."""
     rounds: int = 3
@@ -119,11 +119,11 @@ class Options:
     device: Literal["cpu", "cuda", "auto"] = "auto"
     """cpu, cuda or auto, for both."""
     groups: int | None = None
-    """Groups that take turns; as many as a run has where not given."""
+    """Groups that take turns; as many as a run has where not given. Wants --out."""
     workers: int | None = None
-    """Processes that play in ours; as many as a run has where not given."""
+    """Processes that play in ours; as many as a run has where not given. Wants --out."""
     out: Path | None = None
-    """JSON file for the figures; below benchmarks/results, named after the machine, where not given."""
+    """JSON file for the figures, written anew with each; at the end and below benchmarks/results where not given."""
 
 
 class Bench:
@@ -425,8 +425,10 @@ def plot(path: Path, title: str, cases: dict[str, dict[str, float]]) -> None:
 
 
 def main() -> None:
-    """Measure, print, and write figures and plot, anew with each figure: of what is stopped the rounds before are left."""
+    """Measure, print, and write figures and plot."""
     options = tyro.cli(Options)
+    if (options.groups or options.workers) and not options.out:
+        raise SystemExit("--groups, --workers: another plan than a run's; name a file with --out")
     on_gpu = pick_device(options.device).type == "cuda"
     names = options.cases or tuple(GPU_CASES if on_gpu else CASES)
     benches = {name: Bench((CASES | LAB_CASES | GPU_CASES)[name], options) for name in names}
@@ -442,7 +444,9 @@ def main() -> None:
             rounds.setdefault(name, []).append(bench.measure())
             shown = ", ".join(f"{what} {value:,.0f}" for what, value in rounds[name][-1].items())
             print(f"round {number + 1}, {name}: {shown}", flush=True)
-            write(out, title, rounds)
+            if options.out:
+                write(out, title, rounds)
+    write(out, title, rounds)
     summaries = {name: summary(found) for name, found in rounds.items()}
     print(f"\n{title}, medians of {options.rounds} rounds, steps or samples a second\n\n{table(summaries)}")
     print(f"\n{out} and {out.with_suffix('.svg').name}")

@@ -229,7 +229,7 @@ class Plan:
     """CPU threads that share an update, while the workers wait."""
 
 
-MANY_GAMES = 128  # with which four groups were measured to be faster than two
+MANY_GAMES = 128  # with which four groups were measured to be faster than two, on 16 cores
 
 
 def make_plan(
@@ -238,7 +238,8 @@ def make_plan(
     """A fixed function of the machine's cores and the run.
 
     Where the policy looks at pictures on the CPU, acting takes about as long as playing, and one core is left to it. Beside
-    a GPU many games are played in more groups: while the slowest worker of one is waited for, others have more to play.
+    a GPU many games are played in more groups: while the slowest worker of one is waited for, others have more to play; not
+    seen from RAM.
     """
     groups = 2 if num_envs % 2 == 0 and num_envs >= 4 else 1
     if images and device == "cuda" and num_envs >= MANY_GAMES and num_envs % 4 == 0:

@@ -101,10 +101,9 @@ def test_graphs_do_what_they_were_recorded_from(algorithm, lag, precision, game,
         plain = learn(algorithm, GAMES[game], "cuda", precision, memory, rollouts=9, lag=lag)
     finally:
         torch.use_deterministic_algorithms(False)
-    step = "_step_from_replay" if algorithm == "dqn" else "_graphed_step"
-    assert getattr(graphed[0], step)._graphs
+    assert graphed[0]._graphed_step._graphs
     assert graphed[0]._choose._graphs
-    assert not getattr(plain[0], step)._graphs
+    assert not plain[0]._graphed_step._graphs
     assert np.array_equal(graphed[1], plain[1])
     assert graphed[2] == plain[2]
     assert same(graphed[0].state_dict(), plain[0].state_dict())
@@ -141,7 +140,7 @@ def test_a_replay_that_does_not_fit_on_the_device_is_learned_from_alike(game, mo
     monkeypatch.setattr("agents.replay.fits_on", lambda *_: False)
     here, its_actions, its_rows = learn("dqn", GAMES[game], "cuda", rollouts=3)
     assert (there.replay.device.type, here.replay.device.type) == ("cuda", "cpu")
-    assert here._step_on_fields._graphs
+    assert here._graphed_step._graphs
     assert np.array_equal(actions, its_actions)
     for row, its_row in zip(rows, its_rows, strict=True):
         assert its_row == pytest.approx(row, rel=1e-4, abs=1e-5)

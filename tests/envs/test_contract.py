@@ -35,7 +35,9 @@ every_family = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.parametrize(("games", "groups", "workers"), [(8, 2, 2), (128, 2, 15), (128, 4, 15), (12, 3, 16), (7, 1, 3)])
+@pytest.mark.parametrize(
+    ("games", "groups", "workers"), [(8, 2, 2), (8, 2, 3), (128, 2, 15), (128, 4, 15), (12, 3, 16), (7, 1, 3)]
+)
 def test_games_are_shared_out_evenly(games, groups, workers):
     size = games // groups
     own = [slice(group * size, (group + 1) * size) for group in range(groups)]
