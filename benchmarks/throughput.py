@@ -1,6 +1,7 @@
 """Training steps a second: against the limit that its parts set, and against stable-baselines3 on the same work.
 
-    python benchmarks/throughput.py [--cases ppo a2c dqn] [--seconds 10] [--rounds 3] [--device cpu] [--groups 4]
+    python benchmarks/throughput.py [--cases ppo a2c dqn] [--seconds 10] [--rounds 3] [--device cpu]
+    python benchmarks/throughput.py --groups 4 --out four.json
 
 A step is one agent step. Where stable-baselines3 stands beside ours, both play 8 games of `BerzerkNoFrameskip-v0` with sticky
 actions, see stacks of four 84x84 images, and run the same update schedule. The limit is `1 / (1/e + 1/f + k/l)`:
@@ -34,7 +35,7 @@ from datetime import date
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -428,10 +429,13 @@ def main() -> None:
     """Measure, print, and write figures and plot."""
     options = tyro.cli(Options)
     if (options.groups or options.workers) and not options.out:
-        raise SystemExit("--groups, --workers: another plan than a run's; name a file with --out")
+        refuse("--groups and --workers measure something else than a run does by itself: name a file for it with --out")
     on_gpu = pick_device(options.device).type == "cuda"
     names = options.cases or tuple(GPU_CASES if on_gpu else CASES)
-    benches = {name: Bench((CASES | LAB_CASES | GPU_CASES)[name], options) for name in names}
+    cases = CASES | LAB_CASES | GPU_CASES
+    if unknown := [name for name in names if name not in cases]:
+        refuse(f"--cases {unknown[0]}: one of {', '.join(cases)}")
+    benches = {name: Bench(cases[name], options) for name in names}
     precision = next(iter(benches.values())).plan.precision
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "stable-baselines3"))
     title = f"{machine()}, {precision}, {packages}, commit {commit()}"
@@ -450,6 +454,12 @@ def main() -> None:
     summaries = {name: summary(found) for name, found in rounds.items()}
     print(f"\n{title}, medians of {options.rounds} rounds, steps or samples a second\n\n{table(summaries)}")
     print(f"\n{out} and {out.with_suffix('.svg').name}")
+
+
+def refuse(why: str) -> NoReturn:
+    """End with one line and the exit code of a command line that cannot be run."""
+    print(f"throughput.py: {why}", file=sys.stderr)
+    raise SystemExit(2)
 
 
 def write(out: Path, title: str, rounds: dict[str, list[dict[str, float]]]) -> None:
