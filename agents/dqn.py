@@ -152,9 +152,8 @@ class DQN:
             )
         capacity = min(config.capacity, steps)
         self.replay = Replay(capacity, setting.num_envs, config.frame_stack, game, config.n_step, setting.device)
-        self._gathers = (
-            self.replay.device == setting.device
-        )  # in the graph; else the CPU does, for a GPU without room for replay
+        # An update gathers its batch itself, unless the GPU has no room for replay.
+        self._gathers = self.replay.device == setting.device
         self._graphed_step = Graphed(self._gather_and_step if self._gathers else self._step, setting.device)
         self._times = {group.start: -1 for group in setting.groups}  # each group's newest step
         self._credit = 0  # agent steps that no update has used up yet
