@@ -26,6 +26,7 @@ from envs.contract import ProtocolOptions, TimeStep
 from envs.workers import WorkerEnvs
 
 GAMES = ("Breakout", "Berzerk", "Bowling")
+SHORTER = (pytest.param("Breakout", marks=pytest.mark.slow), "Berzerk", "Bowling")
 pytestmark = pytest.mark.filterwarnings("ignore:.*out of date")  # Gymnasium says so of every `-v0`
 
 SEEDS = [seed for seed in range(200) if np.random.SeedSequence(seed).generate_state(2)[1] < 2**31]  # see 3 above
@@ -216,7 +217,7 @@ def test_pixels_equal_atari_preprocessing(game):
     assert game == "Bowling" or (met["terminated"] >= 2 and met["life_lost"] > met["terminated"] and met["reward"])
 
 
-@pytest.mark.parametrize("game", GAMES)
+@pytest.mark.parametrize("game", SHORTER)
 def test_cut_off_pixels_equal_atari_preprocessing(game):
     """2 x 1,000 steps without no-op starts, cut off after 500 frames: no game of Bowling ends sooner."""
     seeds = [SEEDS[2:3], SEEDS[3:4]]
@@ -237,7 +238,7 @@ def test_pixels_equal_the_vector_env(game, cap, start_frames):
     assert game == "Bowling" or met["terminated"]
 
 
-@pytest.mark.parametrize("game", GAMES)
+@pytest.mark.parametrize("game", SHORTER)
 def test_drawn_skip_equals_the_registered_environment(game):
     """2 x 1,000 steps of pixels: the step's last frame alone; each game with its own seed."""
     seeds = [SEEDS[10:50], SEEDS[50:90]]
@@ -246,7 +247,9 @@ def test_drawn_skip_equals_the_registered_environment(game):
     assert game == "Bowling" or (met["terminated"] >= 2 and met["reward"])
 
 
-@pytest.mark.parametrize(("game", "steps"), [("Breakout", 2_000), ("Berzerk", 2_000), ("Bowling", 3_000)])
+@pytest.mark.parametrize(
+    ("game", "steps"), [pytest.param("Breakout", 2_000, marks=pytest.mark.slow), ("Berzerk", 2_000), ("Bowling", 3_000)]
+)
 def test_ram_with_drawn_skip_equals_the_registered_environment(game, steps):
     """To the end of the game, in Bowling too; each game with its own seed."""
     env = make(f"{game}-v0", "ram")

@@ -29,10 +29,14 @@ def why_not(env_id: str) -> str:
     return ""
 
 
-every_family = pytest.mark.parametrize(
-    "env_id",
-    [pytest.param(env_id, marks=pytest.mark.skipif(bool(why := why_not(env_id)), reason=why)) for env_id in FAMILIES],
-)
+def families(*slow: str) -> pytest.MarkDecorator:
+    """A case for each family, those of some ids in the long suite alone."""
+    marks = {each: [pytest.mark.skipif(bool(why := why_not(each)), reason=why)] for each in FAMILIES}
+    marks |= {each: [*marks[each], pytest.mark.slow] for each in slow}
+    return pytest.mark.parametrize("env_id", [pytest.param(each, marks=own) for each, own in marks.items()])
+
+
+every_family = families()
 
 
 @pytest.mark.parametrize(
@@ -207,7 +211,7 @@ def test_the_action_that_opens_a_game_is_ignored(env_id):
     assert_equal(play(env_id, others).step, run.step)
 
 
-@every_family
+@families(WORLD)
 def test_groups_and_workers_do_not_change_the_data(env_id):
     """Two groups that take turns, and then four slots over three workers."""
     for layout in ({"num_groups": 2, "num_workers": 2}, {"num_workers": 3}):
@@ -243,7 +247,7 @@ def test_a_game_follows_from_its_seed_and_its_actions(env_id):
     assert games[2][0] == first and games[3][0] == second
 
 
-@every_family
+@families(WORLD)
 def test_recorded_slots_hand_out_every_frame(env_id):
     """Two slots of three, in an order of their own, over several games."""
     options = ProtocolOptions(max_episode_frames=60) if "Breakout" in env_id else ProtocolOptions()
