@@ -126,8 +126,10 @@ def throughput(name: str) -> str:
     found = result(name)
     module = benchmark("throughput")
     written: str = module.table({case: module.summary(rounds) for case, rounds in found["rounds"].items()})
-    count = len(next(iter(found["rounds"].values())))
-    return f"{found['machine']}; {f'medians of {count} rounds' if count > 1 else 'one round'}:\n\n{written}\n"
+    lengths = [len(rounds) for rounds in found["rounds"].values()]
+    fewest, most = min(lengths), max(lengths)
+    counts = f"{most}" if fewest == most else f"{fewest} to {most}"
+    return f"{found['machine']}; {f'medians of {counts} rounds' if most > 1 else 'one round'}:\n\n{written}\n"
 
 
 def scaling(name: str) -> str:

@@ -26,7 +26,7 @@ from envs.contract import ProtocolOptions, TimeStep
 from envs.workers import WorkerEnvs
 
 GAMES = ("Breakout", "Berzerk", "Bowling")
-SHORTER = (pytest.param("Breakout", marks=pytest.mark.slow), "Berzerk", "Bowling")
+SHORTER = (pytest.param("Breakout", marks=pytest.mark.slow), "Berzerk", "Bowling")  # of what takes long
 pytestmark = pytest.mark.filterwarnings("ignore:.*out of date")  # Gymnasium says so of every `-v0`
 
 SEEDS = [seed for seed in range(200) if np.random.SeedSequence(seed).generate_state(2)[1] < 2**31]  # see 3 above
