@@ -3,6 +3,7 @@
 import json
 import mmap
 import os
+import select
 import tempfile
 from collections.abc import Sequence
 from typing import Any, BinaryIO
@@ -72,6 +73,17 @@ class Channel:
         """The next signal; None when the other side is gone."""
         signal = os.read(self._incoming, 1)
         return signal[0] if signal else None
+
+    def check_other_side(self) -> None:
+        """Look whether it is still there; for what takes long between two signals.
+
+        Raises:
+            BrokenPipeError: it is gone.
+        """
+        poll = select.poll()
+        poll.register(self._incoming, select.POLLIN)
+        if any(events & select.POLLHUP for _, events in poll.poll(0)):
+            raise BrokenPipeError
 
     def write_message(self, message: Any) -> None:
         """Send what JSON can say."""

@@ -26,7 +26,10 @@ class Worker:
         options = ProtocolOptions(**with_tuples(order["options"]))
         self._channel = channel
         self._slots: list[list[int]] = order["slots"]
-        self._games: dict[int, Game] = {slot: registry.make_game(env_id, options) for slot, env_id in order["ids"]}
+        self._games: dict[int, Game] = {}
+        for slot, env_id in order["ids"]:
+            channel.check_other_side()  # hundreds of games take minutes, here and where they open
+            self._games[slot] = registry.make_game(env_id, options)
         channel.write_message(asdict(next(iter(self._games.values())).description))
         layout = channel.read_message()
         self._memory = SharedMemory(
@@ -74,6 +77,7 @@ class Worker:
                 self._memory.seeds[slot] = -1  # the games behind it had none
 
     def _open(self, slot: int) -> None:
+        self._channel.check_other_side()
         seed = int(self._memory.seeds[slot])
         self._games[slot].reset(
             None if seed == -1 else seed, self._memory.step.observation[slot], self._memory.step.extra[slot]

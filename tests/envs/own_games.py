@@ -90,6 +90,14 @@ class LongToOpen(Squares):
         return picture, info
 
 
+class LongToSeed(Squares):
+    """Takes half a second to open, but for the one that is only drawn to see how large it is."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        time.sleep(0.5 if seed else 0.0)
+        return super().reset(seed=seed)
+
+
 class LongToMake(Squares):
     """Takes half a second to make."""
 
@@ -183,6 +191,6 @@ class HugeReward(Numbers):
         return 1e30 if self.step_count == 40 else 1.0
 
 
-OWN = (Squares, Unseen, Failing, Refused, LongToOpen, LongToMake, Stuck, Lost, Doomed, Unborn)
+OWN = (Squares, Unseen, Failing, Refused, LongToOpen, LongToSeed, LongToMake, Stuck, Lost, Doomed, Unborn)
 for kind in (*OWN, Numbers, Brief, NaNReward, InfiniteObservation, HugeReward):
     gymnasium.register(f"{kind.__name__}-v0", f"tests.envs.own_games:{kind.__name__}", disable_env_checker=True)

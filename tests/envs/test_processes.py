@@ -118,6 +118,37 @@ def test_nothing_is_left_of_a_killed_trainer(trainer, env_id, manner, tmp_path, 
     assert process.stderr and process.stderr.read() == ""
 
 
+OPENING = """
+import sys
+from envs.workers import WorkerEnvs
+
+if __name__ == "__main__":
+    print("making", flush=True)
+    envs = WorkerEnvs(sys.argv[1], 100, num_workers=1)
+    envs.reset([[slot] for slot in range(100)])
+    print("opening", flush=True)
+    envs.recv(0)
+"""
+
+
+@pytest.mark.parametrize(("game", "meanwhile"), [("LongToMake", "making"), ("LongToSeed", "opening")])
+def test_a_worker_makes_and_opens_no_game_more_without_its_trainer(game, meanwhile):
+    """All of them would take fifty seconds."""
+    trainer = subprocess.Popen(
+        [sys.executable, "-c", OPENING, f"tests.envs.own_games:{game}-v0"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert trainer.stdout and meanwhile in iter(lambda: trainer.stdout.readline().strip(), "")
+    assert soon(lambda: len(children(trainer.pid)) == 1)
+    (worker,) = children(trainer.pid)
+    trainer.kill()
+    trainer.wait()
+    try:
+        assert soon(lambda: not alive(worker))
+    finally:
+        if alive(worker):
+            os.kill(worker, signal.SIGKILL)
+
+
 def test_control_c_reaches_the_trainer_alone(trainer):
     process = trainer("Bowling-v0", "playing")
     workers = children(process.pid)
