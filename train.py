@@ -45,7 +45,7 @@ def _run(args: Sequence[str]) -> int:
 
     verbs = [*ALGORITHMS, "resume", "doctor"]
     if not args or args[0] in ("-h", "--help"):
-        print(USAGE.format(algorithms="|".join(ALGORITHMS)))
+        _show_usage()
         return 0 if args else 2
     if args[0] not in verbs:
         nearest = difflib.get_close_matches(args[0], verbs, n=1)
@@ -57,6 +57,14 @@ def _run(args: Sequence[str]) -> int:
             raise InputError(f"doctor takes no arguments; given {' '.join(args[1:])}")
         return _doctor()
     return _resume(args[1:]) if args[0] == "resume" else _train(args[0], args[1:])
+
+
+def _show_usage() -> None:
+    from agents.registry import ALGORITHMS
+    from training.command_line import reader_may_leave
+
+    with reader_may_leave():
+        print(USAGE.format(algorithms="|".join(ALGORITHMS)))
 
 
 def _doctor() -> int:
@@ -85,7 +93,8 @@ def _train(algorithm: str, args: Sequence[str]) -> int:
     preset = presets.preset(algorithm, env or "")
     kind = RunConfig[ALGORITHMS[algorithm].config]
     default = RunConfig(env=tyro.MISSING if env is None else env, agent=preset, **rules)
-    config = command_line.parse(kind, args, prog=f"train.py {algorithm}", default=default)
+    values = "" if env else "The values shown are those of no game in particular; with --env ID, those that would run."
+    config = command_line.parse(kind, args, prog=f"train.py {algorithm}", default=default, description=values)
     config.check()
     if config.run_dir is None:
         config = dataclasses.replace(config, run_dir=default_run_dir(config.env, algorithm, config.seed))
@@ -93,13 +102,12 @@ def _train(algorithm: str, args: Sequence[str]) -> int:
 
 
 def _resume(args: Sequence[str]) -> int:
-    from agents.registry import ALGORITHMS
     from envs.contract import InputError
     from training import command_line, start
     from training.config import check_path
 
     if list(args) in (["-h"], ["--help"]):
-        print(USAGE.format(algorithms="|".join(ALGORITHMS)))
+        _show_usage()
         return 0
     env = command_line.flag(args, "--env")
     rest = [word for at, word in enumerate(args) if word != "--env" and args[at - 1] != "--env" and word != f"--env={env}"]

@@ -5,7 +5,7 @@ depend on which games are played beside it. Each slot plays a fixed list of game
 short games too often.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -64,6 +64,7 @@ def play_games(
     games: range,
     seed: int,
     watchers: Sequence[Watcher] = (),
+    over: Callable[[Episode], None] | None = None,
 ) -> tuple[list[Episode], GameDescription]:
     """Play some games of an evaluation to their ends.
 
@@ -74,6 +75,7 @@ def play_games(
         games: Which games; their numbers decide their seeds.
         seed: Of the whole evaluation.
         watchers: The k-th looks on at the k-th game.
+        over: Told of each game when it ends.
 
     Returns:
         The games in order, and the description of what was played.
@@ -87,7 +89,9 @@ def play_games(
         envs.reset([[seeds[game] for game in queue] for queue in queues])
         tables = [_Table([Episode(games[game], seeds[game]) for game in queue]) for queue in queues]
         watching = {games[game]: watcher for game, watcher in enumerate(watchers)}
-        _play(envs, make_player(envs.description, num_slots), tables, watching)
+        for ended in _play(envs, make_player(envs.description, num_slots), tables, watching):
+            if over is not None:
+                over(ended)
         episodes = sorted((episode for table in tables for episode in table.episodes), key=lambda episode: episode.index)
         return episodes, envs.description
 
@@ -129,13 +133,16 @@ class _Table:
         self._over = True
 
 
-def _play(envs: Envs, player: Player, tables: list[_Table], watching: dict[int, Watcher]) -> None:
+def _play(envs: Envs, player: Player, tables: list[_Table], watching: dict[int, Watcher]) -> Iterator[Episode]:
+    """Play until every slot has played its games; each comes when it has ended."""
     decision: Decision | None = None
     actions = np.zeros(len(tables), np.int64)
     while True:
         timestep = envs.recv(0)
         for slot, table in enumerate(tables):
-            _count(slot, table, timestep, envs, decision, watching)
+            ended = _count(slot, table, timestep, envs, decision, watching)
+            if ended is not None:
+                yield ended
         if all(table.done for table in tables):
             return
         decision = player.decide(timestep, actions)
@@ -146,22 +153,24 @@ def _play(envs: Envs, player: Player, tables: list[_Table], watching: dict[int, 
 
 def _count(
     slot: int, table: _Table, timestep: TimeStep, envs: Envs, decision: Decision | None, watching: dict[int, Watcher]
-) -> None:
-    """Take one slot's step into its game."""
+) -> Episode | None:
+    """Take one slot's step into its game; returns the game where it has ended."""
     if timestep.is_first[slot]:
         table.open()
-        return
+        return None
     episode = table.running
     if episode is None or decision is None:
-        return
+        return None
     episode.score += float(timestep.reward[slot])
     episode.frames += int(timestep.frames[slot])
     watcher = watching.get(episode.index)
     if watcher:
         probabilities, value = decision.probabilities[slot], float(decision.values[slot])
         watcher.watch(episode, envs.last_frames(slot), episode.actions[-1], probabilities, value)
-    if timestep.terminated[slot] or timestep.truncated[slot]:
-        episode.terminated = bool(timestep.terminated[slot])
-        table.close()
-        if watcher:
-            watcher.finish(episode)
+    if not (timestep.terminated[slot] or timestep.truncated[slot]):
+        return None
+    episode.terminated = bool(timestep.terminated[slot])
+    table.close()
+    if watcher:
+        watcher.finish(episode)
+    return episode

@@ -22,7 +22,6 @@ from evaluation.subjects import UNLEARNED, Subject
 from evaluation.video import VideoWriter
 from training.scores import points
 
-BLIND_GAMES = 20
 _BLIND_FIRST = 1_000_000  # the blind baseline's games have seeds that the agent's never have
 _NEAR = 0.1  # share of the agent's score within which a blind score is called as good
 
@@ -78,8 +77,10 @@ class Recorder:
         )
 
 
-def evaluate(subject: Subject, games: range, seed: int, videos: Sequence[Path] = ()) -> tuple[Score, list[Episode]]:
-    """Play a subject's games and sum them up; the first games are recorded into `videos`."""
+def evaluate(
+    subject: Subject, games: range, seed: int, videos: Sequence[Path] = (), over: Callable[[Episode], None] | None = None
+) -> tuple[Score, list[Episode]]:
+    """Play a subject's games and sum them up; the first games are recorded into `videos`, and `over` is told of each."""
     known: list[GameDescription] = []
 
     def make_player(game: GameDescription, num_envs: int) -> Any:
@@ -87,7 +88,7 @@ def evaluate(subject: Subject, games: range, seed: int, videos: Sequence[Path] =
         return subject.make_player(game, num_envs)
 
     recorders = [Recorder(path, subject, lambda: known[0]) for path in videos]
-    episodes, game = play_games(subject.env, subject.options, make_player, games, seed, recorders)
+    episodes, game = play_games(subject.env, subject.options, make_player, games, seed, recorders, over)
     return _score(subject, game.protocol, episodes, seed), episodes
 
 
@@ -118,11 +119,15 @@ def _score(subject: Subject, protocol: GameProtocol, episodes: list[Episode], se
     }
 
 
-def blind_scores(subject: Subject, episodes: Sequence[Episode], seed: int, games: int = BLIND_GAMES) -> list[Score]:
-    """The agent's best game repeated without looking in games it has not seen, and the game's scripts in the same."""
+def blind_players(subject: Subject, episodes: Sequence[Episode]) -> list[Subject]:
+    """What never looks: the agent's best game repeated, and the game's scripts."""
     best = max(episodes, key=lambda episode: episode.score)
-    blind = [subjects.blind_replay(subject, best.actions), *subjects.scripts_like(subject)]
-    return [evaluate(each, range(_BLIND_FIRST, _BLIND_FIRST + games), seed)[0] for each in blind]
+    return [subjects.blind_replay(subject, best.actions), *subjects.scripts_like(subject)]
+
+
+def blind_score(player: Subject, games: int, seed: int, over: Callable[[Episode], None] | None = None) -> Score:
+    """What one of them scores in so many games that the agent has not seen; `over` is told of each."""
+    return evaluate(player, range(_BLIND_FIRST, _BLIND_FIRST + games), seed, over=over)[0]
 
 
 def blind_note(agent: Score, blind: Sequence[Score]) -> str | None:

@@ -14,8 +14,9 @@ from rich.console import Console
 from agents.torch_setup import pick_device
 from envs.contract import InputError
 from evaluation import report, subjects, tables
+from evaluation.progress import Progressing
 from evaluation.rules import Score
-from evaluation.scores import blind_note, blind_scores, evaluate, write_json
+from evaluation.scores import blind_note, blind_players, blind_score, evaluate, write_json
 from evaluation.subjects import UNLEARNED, Subject
 from training import metrics
 
@@ -88,12 +89,14 @@ def run(
         console.print(f"{subject.name}: {len(games)} games", highlight=False)
         started = time.time_ns()
         paths = [out / f"{subject.name}-game{game}.mp4" for game in games[:videos]]
-        with console.status("playing"):
-            score, episodes = evaluate(subject, games, seed, paths)
+        with Progressing(subject.name, len(games), console) as progress:
+            score, episodes = evaluate(subject, games, seed, paths, progress.over)
         if subject.algorithm not in UNLEARNED and blind_games:
             console.print(f"{subject.name}: {blind_games} games of each player that never looks", highlight=False)
-            with console.status("playing"):
-                unseeing = blind_scores(subject, episodes, seed, blind_games)
+            unseeing = []
+            for player in blind_players(subject, episodes):
+                with Progressing(player.name, blind_games, console) as progress:
+                    unseeing.append(blind_score(player, blind_games, seed, progress.over))
             score = {**score, "blind_note": blind_note(score, unseeing)}
             blind += unseeing
         asked.append(score)

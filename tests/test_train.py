@@ -343,6 +343,22 @@ def test_a_run_that_could_not_be_begun_leaves_no_directory(fault: BaseException,
     assert len(let_go) == 1
 
 
+@pytest.mark.parametrize("words", ["train.py ppo --env Bowling-ram-v0 --help", "train.py --help", "evaluate.py --help"])
+def test_who_reads_the_first_lines_of_help_alone_gets_no_traceback(words: str) -> None:
+    process = subprocess.Popen([sys.executable, *words.split()], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None and process.stderr.read() == b""
+    assert process.wait() == 128 + signal.SIGPIPE
+
+
+def test_help_without_an_id_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    for env, said in ((["--env", "Bowling-ram-v0"], False), ([], True)):
+        with pytest.raises(SystemExit):
+            train.main(["ppo", *env, "--help"])
+        assert ("of no game in particular" in capsys.readouterr().out) == said
+
+
 def test_help_shows_what_would_run(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         train.main(["ppo", "--env", "Bowling-ram-v0", "--help"])

@@ -2,10 +2,12 @@
 
 import contextlib
 import io
+import os
 import re
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,24 @@ def _whole_number(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructor
     )
 
 
+@contextlib.contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Inside, text is printed of which somebody may want the first lines alone, as with `--help | head`.
+
+    Raises:
+        SystemExit: they have gone; as if their leaving had ended the process.
+    """
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left to print at the end
+        raise SystemExit(128 + signal.SIGPIPE) from None
+
+
+@reader_may_leave()
 def parse(kind: Any, args: Sequence[str], *, prog: str, default: Any = None, description: str = "") -> Any:
     """An object of `kind` from command-line arguments.
 

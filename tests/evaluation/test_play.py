@@ -38,6 +38,20 @@ def test_games_are_those_of_a_plain_loop_with_the_same_seeds() -> None:
     assert game.protocol.env == "CartPole-v1"
 
 
+def test_each_game_is_told_of_when_it_has_ended() -> None:
+    told: list[tuple[int, float, bool]] = []
+    episodes, _ = play_games(
+        "CartPole-v1",
+        NONE,
+        random_player,
+        range(20),
+        seed=3,
+        over=lambda each: told.append((each.index, each.score, each.terminated)),
+    )
+    assert sorted(told) == [(each.index, each.score, each.terminated) for each in episodes]
+    assert [index for index, *_ in told] != list(range(20))  # but in the order of their ends
+
+
 def test_a_game_does_not_depend_on_the_games_beside_it() -> None:
     many, _ = play_games("CartPole-v1", NONE, random_player, range(7), seed=0)
     alone, _ = play_games("CartPole-v1", NONE, random_player, range(4, 5), seed=0)

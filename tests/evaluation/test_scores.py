@@ -6,7 +6,7 @@ import pytest
 
 from evaluation import scores
 from evaluation.play import Episode
-from evaluation.scores import blind_note, blind_scores
+from evaluation.scores import blind_note, blind_players
 from evaluation.subjects import find
 from tests.agents.driving import describe
 
@@ -40,7 +40,7 @@ def test_the_agents_best_game_is_the_one_that_is_repeated(monkeypatch):
     monkeypatch.setattr(scores.subjects, "blind_replay", note)
     agent = replace(find("random:CartPole-v1", policy=None, device="cpu")[0], algorithm="ppo")
     games = [Episode(index, index, points, 10, True, [index]) for index, points in enumerate((3.0, 9.0, 4.0))]
-    blind_scores(agent, games, seed=0, games=2)
+    blind_players(agent, games)
     assert replayed == [[1]]
 
 
