@@ -15,6 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from agents.activations import Activations
+from agents.agent import Setting
+from agents.networks import NatureCNN
 from agents.on_policy import Batch, OnPolicyAgent, OnPolicyConfig, masked_mean, policy_terms
 from agents.rmsprop import RMSprop
 
@@ -63,13 +66,21 @@ class A2C(OnPolicyAgent):
 
     config: A2CConfig
 
+    def __init__(self, config: A2CConfig, setting: Setting) -> None:
+        """Build what every on-policy agent has; on a CPU the Nature CNN's forward passes are those of acting."""
+        super().__init__(config, setting)
+        self._units = torch.arange(self.rollout.num_units, device=setting.device)
+        if setting.device.type == "cpu" and isinstance(self.network.torso, NatureCNN) and self.network.memory is None:
+            self.activations = Activations(config.rollout_steps, setting.groups)
+            self._units = self.activations.units()
+
     def make_optimizer(self, weights: list[nn.Parameter]) -> torch.optim.Optimizer:
         """RMSprop."""
         return RMSprop(weights, self.config.learning_rate, self.config.rms_decay, eps=1e-5)
 
     def update(self, rollout: Batch) -> dict[str, Tensor]:
         """Learn from a rollout."""
-        return self.gradient_step(rollout, torch.arange(self.rollout.num_units, device=self.setting.device))
+        return self.gradient_step(rollout, self._units)
 
     def loss(self, logits: Tensor, values: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """See `a2c_loss`."""

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from agents.activations import Compute, compute
 from envs.contract import VOCABULARY, GameDescription, InputError
 
 HIDDEN = 512  # features of the image torsos
@@ -72,12 +73,16 @@ class NatureCNN(nn.Module):
         self.dense = hidden(nn.Linear(_flat_size(self.convolutions, channels, height, width), HIDDEN))
         self.features = HIDDEN
 
-    def forward(self, stacks: Tensor) -> Tensor:
-        """(B, depth, C, H, W) uint8 -> (B, features)."""
-        first, second, third = (layer for layer in self.convolutions if isinstance(layer, nn.Conv2d))
-        images = nn.functional.conv2d(_as_blocks(stacks), _over_blocks(first.weight) / 255, first.bias).relu_()
-        features: Tensor = third(second(images).relu_()).flatten(1)  # before the ReLU: its gradient is then in one order
-        features = self.dense(features.relu_())
+    def forward(self, stacks: Tensor, layer: Compute = compute) -> Tensor:
+        """(B, depth, C, H, W) uint8 -> (B, features); `layer` calls the layers' functions."""
+        first, second, third = (each for each in self.convolutions if isinstance(each, nn.Conv2d))
+        convolve = nn.functional.conv2d
+        images = layer(convolve, _as_blocks(stacks), _over_blocks(first.weight) / 255, first.bias).relu_()
+        images = layer(convolve, images, second.weight, second.bias, 2).relu_()
+        features = layer(convolve, images, third.weight, third.bias).flatten(
+            1
+        )  # before the ReLU: its gradient is then in one order
+        features = layer(nn.functional.linear, features.relu_(), self.dense.weight, self.dense.bias)
         return features.relu_()
 
 
@@ -261,9 +266,9 @@ class Network(nn.Module):
         self.beside = Beside(game.extra_size - game.num_tokens, game.num_tokens) if game.extra_size else None
         self.features = self.torso.features + (self.beside.features if self.beside else 0)
 
-    def see(self, stacks: Tensor, extra: Tensor) -> Tensor:
-        """(B, depth, *shape), (B, E) -> (B, features)."""
-        features: Tensor = self.torso(stacks)
+    def see(self, stacks: Tensor, extra: Tensor, layer: Compute = compute) -> Tensor:
+        """(B, depth, *shape), (B, E) -> (B, features); `layer` calls the functions of the Nature CNN's layers."""
+        features: Tensor = self.torso(stacks, layer) if isinstance(self.torso, NatureCNN) else self.torso(stacks)
         return features if self.beside is None else torch.cat([features, self.beside(extra)], -1)
 
 
@@ -279,12 +284,13 @@ class ActorCritic(Network):
         self.policy = orthogonal(nn.Linear(features, game.num_actions), 0.01)
         self.value = orthogonal(nn.Linear(features, 1), 1.0)
 
-    def forward(self, inputs: Inputs, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, inputs: Inputs, state: Tensor, layer: Compute = compute) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs (L, B, ...) and the state before them (B, S) -> logits (L, B, A), values (L, B), the state after them (B, S).
 
-        Logits and values are float32 under autocast too. Without a memory S is 0, and each step is seen for itself.
+        Logits and values are float32 under autocast too. Without a memory S is 0, and each step is seen for itself. `layer`
+        calls the functions of the Nature CNN's layers.
         """
-        features = self.see(inputs.stacks.flatten(0, 1), inputs.extra.flatten(0, 1)).view(*inputs.is_first.shape, -1)
+        features = self.see(inputs.stacks.flatten(0, 1), inputs.extra.flatten(0, 1), layer).view(*inputs.is_first.shape, -1)
         if self.memory is not None:
             features, state = self.memory(features, inputs, state)
         return self.policy(features).float(), self.value(features).float().squeeze(-1), state

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from agents.activations import Activations, compute
 from agents.agent import BrokenOff, NonFiniteError, Setting
 from agents.cuda_graphs import Graphed
 from agents.learner import Learner, Update, finished
@@ -163,6 +164,7 @@ class OnPolicyAgent(ABC):
         self.state = torch.zeros((setting.num_envs, state_size), device=setting.device)  # the memory's, before the next step
         self._times = {group.start: -1 for group in setting.groups}  # each group's step in the rollout
         self._began = 0  # frames when the rollout was begun
+        self.activations: Activations | None = None  # where learning takes the results of layers from acting
         self.replay = None
 
     @abstractmethod
@@ -193,6 +195,8 @@ class OnPolicyAgent(ABC):
         """Sample actions for a group and note what they were worth."""
         t = self._times[slots.start]
         shape = slots.stop - slots.start, self.setting.game.num_actions
+        if self.activations is not None:
+            self.activations.begin(t, slots)
         with torch.inference_mode():
             waits = torch.empty(shape, device=self.setting.device).exponential_(generator=self.generator)
             state = self.state[slots]
@@ -207,7 +211,7 @@ class OnPolicyAgent(ABC):
         """Draw actions: the fields of Inputs (1, B, ...), the memory's state (B, S), waits drawn with rate 1 (B, A)."""
         *seen, state, waits = given
         with autocast(self.setting):
-            logits, values, state = self.actor(Inputs(*seen), state)
+            logits, values, state = self.actor(Inputs(*seen), state, compute if self.activations is None else self.activations)
         log_probs = logits[0].log_softmax(-1)
         # Of waits with these rates the shortest is a draw: torch.multinomial's own, but for its checks, which cost as much
         actions = (log_probs.exp() / waits).argmax(-1, keepdim=True)
@@ -337,8 +341,9 @@ class OnPolicyAgent(ABC):
         def work(network: nn.Module, part: Tensor) -> dict[str, Tensor]:
             steps, slots, state = self.past.unit(part)
             batch = Batch(*(field[steps, slots] for field in rollout))
+            layer = self.activations.known(part) if self.activations is not None else compute
             with autocast(self.setting):
-                logits, values, _ = network(self.past.inputs(steps, slots), state)
+                logits, values, _ = network(self.past.inputs(steps, slots), state, layer)
             loss, parts = self.loss(logits, values, batch)
             share = batch.weights.sum() / total
             torch.autograd.backward(loss * share)
@@ -419,6 +424,16 @@ class OnPolicyAgent(ABC):
                 self._note_value(
                     self.config.rollout_steps, slots
                 )  # checkpoints of older versions have it only behind all groups
+            if self.activations is not None:
+                self._see_again(self.activations, slots)
+
+    def _see_again(self, activations: Activations, slots: slice) -> None:
+        """Make what a checkpoint does not hold: the results of layers for what a group has seen of the rollout."""
+        for t in range(min(self._times[slots.start] + 1, self.config.rollout_steps)):
+            activations.begin(t, slots)
+            inputs = self.rollout.inputs_at(t, slots)
+            with torch.inference_mode(), autocast(self.setting):
+                self.actor(inputs, self.state[slots], activations)
 
 
 def frozen_player(
