@@ -14,9 +14,9 @@ actions, see stacks of four 84x84 images, and run the same update schedule. The 
 
 in the precision of the run. It is a limit where each part fills the same cores; with a GPU, or with cores that no worker takes,
 parts run beside each other. l has the forward pass, which A2C leaves out where acting has made it. The samples of f and l lie
-ready: what stacking, storing, sampling, counting and waiting cost is the distance from it. What is compared takes turns, round by round, on the same machine; a ratio is the median over the rounds.
-Only ratios mean anything: the machine may be busy with something else. stable-baselines3 has a process of its own, in which
-this project sets nothing.
+ready: what stacking, storing, sampling, counting and waiting cost is the distance from it. What is compared takes turns, round
+by round, on the same machine; a ratio is the median over the rounds. Only ratios mean anything: the machine may be busy with
+something else. stable-baselines3 has a process of its own, in which this project sets nothing.
 """
 
 import dataclasses
