@@ -20,6 +20,8 @@ from agents.agent import Setting
 from agents.networks import NatureCNN
 from agents.on_policy import Batch, OnPolicyAgent, OnPolicyConfig, masked_mean, policy_terms
 from agents.rmsprop import RMSprop
+from agents.storage import check_room
+from agents.torch_setup import autocast
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,26 @@ class A2C(OnPolicyAgent):
     config: A2CConfig
 
     def __init__(self, config: A2CConfig, setting: Setting) -> None:
-        """Build what every on-policy agent has; on a CPU the Nature CNN's forward passes are those of acting."""
+        """Build what every on-policy agent has; on a CPU the Nature CNN's forward passes are those of acting, without a memory.
+
+        Raises:
+            InputError: a rollout, with what the network's layers make of it, does not fit into memory.
+        """
         super().__init__(config, setting)
-        self._units = torch.arange(self.rollout.num_units, device=setting.device)
         if setting.device.type == "cpu" and isinstance(self.network.torso, NatureCNN) and self.network.memory is None:
             self.activations = Activations(config.rollout_steps, setting.groups)
-            self._units = self.activations.units()
+            self._check_room(self.activations)
+
+    def _check_room(self, activations: Activations) -> None:
+        first = slice(0, 1)
+        activations.begin(0, first)
+        with torch.inference_mode(), autocast(self.setting):
+            self.actor(self.rollout.inputs_at(0, first), self.state[first], activations)
+        units = self.rollout.num_units
+        size = self.rollout.size + units * activations.size
+        what = f"what the network makes of {units:,} steps, with the rollout of these,"
+        check_room(what, size, "take fewer --rollout-steps or --num-envs")
+        activations.forget()
 
     def make_optimizer(self, weights: list[nn.Parameter]) -> torch.optim.Optimizer:
         """RMSprop."""
@@ -80,7 +96,8 @@ class A2C(OnPolicyAgent):
 
     def update(self, rollout: Batch) -> dict[str, Tensor]:
         """Learn from a rollout."""
-        return self.gradient_step(rollout, self._units)
+        units = self.activations.units if self.activations else torch.arange(self.rollout.num_units, device=self.setting.device)
+        return self.gradient_step(rollout, units)
 
     def loss(self, logits: Tensor, values: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """See `a2c_loss`."""

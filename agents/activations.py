@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Compute = Callable[..., Tensor]  # calls a layer's function with its arguments, or knows what it would return
+Layer = Callable[..., Tensor]  # `nn.functional.conv2d` or `linear`
+Compute = Callable[..., Tensor]  # takes one and its arguments, and calls it or knows what it would return
 
 
-def compute(function: Compute, *arguments: Any) -> Tensor:
+def compute(function: Layer, *arguments: Any) -> Tensor:
     """Call it."""
     return function(*arguments)
 
@@ -31,27 +32,39 @@ class Activations:
         self._steps, self._groups = steps, groups
         self._size = groups[0].stop - groups[0].start
         self._pieces: dict[tuple[int, int], list[Tensor]] = {}
-
-    def units(self) -> Tensor:
+        grid = torch.arange(steps * len(groups) * self._size).view(steps, -1)
+        self.units = torch.cat([grid[:, group].flatten() for group in groups])
         """Every step of every environment, `t * N + slot`, in the order of the pieces: (T * N,)."""
-        grid = torch.arange(self._steps * len(self._groups) * self._size).view(self._steps, -1)
-        return torch.cat([grid[:, group].flatten() for group in self._groups])
+
+    @property
+    def size(self) -> int:
+        """Bytes that are kept."""
+        return sum(result.nbytes for piece in self._pieces.values() for result in piece)
 
     def begin(self, t: int, slots: slice) -> None:
         """What is called from now on belongs to step t of a group."""
         self._piece = self._pieces[slots.start, t] = []
 
-    def __call__(self, function: Compute, *arguments: Any) -> Tensor:
-        """Call a layer's function and keep the result; what then changes it in place is kept too."""
+    def forget(self) -> None:
+        """The weights change: nothing that was kept is of any use."""
+        self._pieces.clear()
+
+    def __call__(self, function: Layer, *arguments: Any) -> Tensor:
+        """Call a layer's function and keep the result, from before or behind a ReLU in place: a second one changes nothing."""
         result = function(*arguments)
         self._piece.append(result)
         return result
 
     def known(self, part: Tensor) -> "Known":
-        """Results for some neighbours among `units`, (B,)."""
+        """Results for some neighbours among `units`, (B,).
+
+        Raises:
+            KeyError: they were forgotten.
+        """
         t, slot = divmod(int(part[0]), self._size * len(self._groups))
         begin = slot // self._size * self._size * self._steps + t * self._size + slot % self._size  # among all units
         end = begin + len(part)
+        assert torch.equal(part, self.units[begin:end])
         pieces = []
         for at in range(begin // self._size, -(-end // self._size)):
             group, step = divmod(at, self._steps)
@@ -67,7 +80,7 @@ class Known:
         """Take them in the order in which the layers are called."""
         self._results = results
 
-    def __call__(self, function: Compute, *arguments: Any) -> Tensor:
+    def __call__(self, function: Layer, *arguments: Any) -> Tensor:
         """What a layer's function would return, with a gradient for its arguments."""
         result: Tensor = _KNOWN[function].apply(self._results, *arguments)
         return result
@@ -75,7 +88,9 @@ class Known:
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, results: Iterator[Tensor], images: Tensor, weight: Tensor, bias: Tensor, stride: int = 1) -> Tensor:
+    def forward(
+        ctx: Any, results: Iterator[Tensor], images: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, ...] = (1, 1)
+    ) -> Tensor:
         ctx.save_for_backward(images, weight)
         ctx.stride = stride
         return next(results)
@@ -83,7 +98,7 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         images, weight = ctx.saved_tensors
-        shape = [len(weight)], [ctx.stride] * 2, [0, 0], [1, 1], False, [0, 0], 1  # no padding, no dilation, one group
+        shape = [len(weight)], ctx.stride, [0, 0], [1, 1], False, [0, 0], 1  # no padding, no dilation, one group
         gradients = torch.ops.aten.convolution_backward(gradient, images, weight, *shape, ctx.needs_input_grad[1:4])
         return None, *gradients, None
 
@@ -100,4 +115,4 @@ class _Dense(torch.autograd.Function):
         return None, gradient @ weight, gradient.T @ features, gradient.sum(0)
 
 
-_KNOWN: dict[Compute, Any] = {nn.functional.conv2d: _Convolution, nn.functional.linear: _Dense}
+_KNOWN: dict[Layer, Any] = {nn.functional.conv2d: _Convolution, nn.functional.linear: _Dense}

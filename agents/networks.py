@@ -78,10 +78,9 @@ class NatureCNN(nn.Module):
         first, second, third = (each for each in self.convolutions if isinstance(each, nn.Conv2d))
         convolve = nn.functional.conv2d
         images = layer(convolve, _as_blocks(stacks), _over_blocks(first.weight) / 255, first.bias).relu_()
-        images = layer(convolve, images, second.weight, second.bias, 2).relu_()
-        features = layer(convolve, images, third.weight, third.bias).flatten(
-            1
-        )  # before the ReLU: its gradient is then in one order
+        images = layer(convolve, images, second.weight, second.bias, second.stride).relu_()
+        # Its ReLU behind `flatten`: the gradient is then in one order
+        features = layer(convolve, images, third.weight, third.bias).flatten(1)
         features = layer(nn.functional.linear, features.relu_(), self.dense.weight, self.dense.bias)
         return features.relu_()
 

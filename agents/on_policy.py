@@ -195,7 +195,7 @@ class OnPolicyAgent(ABC):
         """Sample actions for a group and note what they were worth."""
         t = self._times[slots.start]
         shape = slots.stop - slots.start, self.setting.game.num_actions
-        if self.activations is not None:
+        if self.activations:
             self.activations.begin(t, slots)
         with torch.inference_mode():
             waits = torch.empty(shape, device=self.setting.device).exponential_(generator=self.generator)
@@ -211,7 +211,7 @@ class OnPolicyAgent(ABC):
         """Draw actions: the fields of Inputs (1, B, ...), the memory's state (B, S), waits drawn with rate 1 (B, A)."""
         *seen, state, waits = given
         with autocast(self.setting):
-            logits, values, state = self.actor(Inputs(*seen), state, compute if self.activations is None else self.activations)
+            logits, values, state = self.actor(Inputs(*seen), state, self.activations or compute)
         log_probs = logits[0].log_softmax(-1)
         # Of waits with these rates the shortest is a draw: torch.multinomial's own, but for its checks, which cost as much
         actions = (log_probs.exp() / waits).argmax(-1, keepdim=True)
@@ -341,7 +341,7 @@ class OnPolicyAgent(ABC):
         def work(network: nn.Module, part: Tensor) -> dict[str, Tensor]:
             steps, slots, state = self.past.unit(part)
             batch = Batch(*(field[steps, slots] for field in rollout))
-            layer = self.activations.known(part) if self.activations is not None else compute
+            layer = self.activations.known(part) if self.activations else compute
             with autocast(self.setting):
                 logits, values, _ = network(self.past.inputs(steps, slots), state, layer)
             loss, parts = self.loss(logits, values, batch)
@@ -350,6 +350,8 @@ class OnPolicyAgent(ABC):
             return {name: value.detach() * share for name, value in {**parts, "loss/total": loss}.items()}
 
         metrics = self.shards.gradients(work, units, self.past.chunk)
+        if self.activations:
+            self.activations.forget()
         norm = self.shards.clip(self.config.max_grad_norm)
         self.optimizer.step()
         self.shards.refresh()
@@ -424,7 +426,7 @@ class OnPolicyAgent(ABC):
                 self._note_value(
                     self.config.rollout_steps, slots
                 )  # checkpoints of older versions have it only behind all groups
-            if self.activations is not None:
+            if self.activations:
                 self._see_again(self.activations, slots)
 
     def _see_again(self, activations: Activations, slots: slice) -> None:

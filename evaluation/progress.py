@@ -20,7 +20,7 @@ class Progressing:
         self._player, self._games, self._console = player, games, console
         self._over, self._sum = 0, 0.0
         self._bar = Progress(
-            TextColumn(player, markup=False),
+            TextColumn("{task.description}", markup=False),
             MofNCompleteColumn(),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[mean]}"),
@@ -30,7 +30,7 @@ class Progressing:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("play", total=games, mean="")
+        self._task = self._bar.add_task(player, total=games, mean="")
         self._next_line = monotonic() + _SECONDS_BETWEEN_LINES
 
     def __enter__(self) -> Self:

@@ -126,7 +126,7 @@ def blind_players(subject: Subject, episodes: Sequence[Episode]) -> list[Subject
 
 
 def blind_score(player: Subject, games: int, seed: int, over: Callable[[Episode], None] | None = None) -> Score:
-    """What one of them scores in so many games that the agent has not seen; `over` is told of each."""
+    """What a player that never looks scores in so many games that the agent has not seen; `over` is told of each."""
     return evaluate(player, range(_BLIND_FIRST, _BLIND_FIRST + games), seed, over=over)[0]
 
 

@@ -94,7 +94,9 @@ class LongToSeed(Squares):
     """Takes half a second to open, but for the one that is only drawn to see how large it is."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        time.sleep(0.5 if seed else 0.0)
+        if seed:
+            time.sleep(0.5)
+            print("another", flush=True)
         return super().reset(seed=seed)
 
 
@@ -104,6 +106,7 @@ class LongToMake(Squares):
     def __init__(self, render_mode: str | None = None) -> None:
         super().__init__(render_mode)
         time.sleep(0.5)
+        print("another", flush=True)
 
 
 class Stuck(Squares):

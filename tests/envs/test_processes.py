@@ -123,29 +123,29 @@ import sys
 from envs.workers import WorkerEnvs
 
 if __name__ == "__main__":
-    print("making", flush=True)
     envs = WorkerEnvs(sys.argv[1], 100, num_workers=1)
     envs.reset([[slot] for slot in range(100)])
-    print("opening", flush=True)
     envs.recv(0)
 """
 
 
-@pytest.mark.parametrize(("game", "meanwhile"), [("LongToMake", "making"), ("LongToSeed", "opening")])
-def test_a_worker_makes_and_opens_no_game_more_without_its_trainer(game, meanwhile):
+@pytest.mark.parametrize("game", ["LongToMake", "LongToSeed"])
+def test_a_worker_makes_and_opens_no_game_more_without_its_trainer(game):
     """All of them would take fifty seconds."""
-    trainer = subprocess.Popen(
-        [sys.executable, "-c", OPENING, f"tests.envs.own_games:{game}-v0"], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    assert trainer.stdout and meanwhile in iter(lambda: trainer.stdout.readline().strip(), "")
-    assert soon(lambda: len(children(trainer.pid)) == 1)
-    (worker,) = children(trainer.pid)
-    trainer.kill()
-    trainer.wait()
+    command = [sys.executable, "-c", OPENING, f"tests.envs.own_games:{game}-v0"]
+    trainer = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    workers: list[int] = []
     try:
-        assert soon(lambda: not alive(worker))
+        assert trainer.stdout is not None
+        assert [trainer.stdout.readline() for _ in range(2)] == ["another\n"] * 2  # the worker says so, of each
+        workers = children(trainer.pid)
+        assert len(workers) == 1
+        trainer.kill()
+        trainer.wait()
+        assert soon(lambda: not alive(workers[0]))
     finally:
-        if alive(worker):
+        trainer.kill()
+        for worker in filter(alive, workers):
             os.kill(worker, signal.SIGKILL)
 
 

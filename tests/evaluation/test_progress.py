@@ -13,7 +13,7 @@ from evaluation.progress import Progressing
 def shown(scores: list[float], *, terminal: bool) -> str:
     out = io.StringIO()
     console = Console(file=out, force_terminal=terminal, width=100, color_system=None)
-    with Progressing("random:CartPole-v1", len(scores), console) as progressing:
+    with Progressing("{lr}[b]", len(scores), console) as progressing:
         for index, score in enumerate(scores):
             progressing.over(Episode(index, index, score))
     return out.getvalue()
@@ -21,7 +21,7 @@ def shown(scores: list[float], *, terminal: bool) -> str:
 
 def test_a_terminal_shows_how_many_games_are_over() -> None:
     text = shown([1.0, 4.0, 7.0], terminal=True)
-    assert "random:CartPole-v1 3/3" in text
+    assert "{lr}[b] 3/3" in text
     assert "mean 4.00" in text
     assert text.endswith("\x1b[2K")  # the bar is gone at the end
 
@@ -30,4 +30,4 @@ def test_elsewhere_a_line_comes_every_half_minute(monkeypatch: pytest.MonkeyPatc
     """The second game is over behind twenty seconds, the third behind forty; the last is told by what follows."""
     seconds = iter([0.0, 0.0, 20.0, 40.0, 40.0, 60.0])
     monkeypatch.setattr(progress, "monotonic", lambda: next(seconds))
-    assert shown([1.0, 4.0, 7.0, 0.0, 9.0], terminal=False) == "random:CartPole-v1: 3 of 5 games, mean 4.00\n"
+    assert shown([1.0, 4.0, 7.0, 0.0, 9.0], terminal=False) == "{lr}[b]: 3 of 5 games, mean 4.00\n"
