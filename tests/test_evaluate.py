@@ -89,8 +89,8 @@ def test_the_same_command_gives_the_same_scores(
     assert evaluate.main([str(trained), "--episodes", "3", "--blind-games", "2", "--videos", "0", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "scores.json").read_text() == (evaluated / "scores.json").read_text()
     said = capsys.readouterr().out
-    assert "bowler: 1 of 3 games" in said
-    assert "blind-bowler: 1 of 2 games" in said
+    assert "bowler: 1 of 3 games, mean" in said
+    assert "blind-bowler: 1 of 2 games, mean" in said
 
 
 def test_a_checkpoint_and_a_zoo_entry_play_like_their_run(evaluated: Path, trained: Path, tmp_path: Path) -> None:
