@@ -7,9 +7,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from evaluation.play import Episode
+from training.progress import SECONDS_BETWEEN_LINES
 from training.scores import points
-
-_SECONDS_BETWEEN_LINES = 30.0  # where there is no terminal
 
 
 class Progressing:
@@ -31,7 +30,7 @@ class Progressing:
             disable=not console.is_terminal,
         )
         self._task = self._bar.add_task(player, total=games, mean="")
-        self._next_line = monotonic() + _SECONDS_BETWEEN_LINES
+        self._next_line = monotonic() + SECONDS_BETWEEN_LINES
 
     def __enter__(self) -> Self:
         """Show the bar."""
@@ -50,4 +49,4 @@ class Progressing:
         self._bar.update(self._task, advance=1, mean=mean)
         if not self._console.is_terminal and self._over < self._games and monotonic() >= self._next_line:
             self._console.print(f"{self._player}: {self._over} of {self._games} games, {mean}", highlight=False, markup=False)
-            self._next_line = monotonic() + _SECONDS_BETWEEN_LINES
+            self._next_line = monotonic() + SECONDS_BETWEEN_LINES

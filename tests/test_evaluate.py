@@ -85,7 +85,7 @@ def test_the_report_stands_beside_the_scores(evaluated: Path) -> None:
 def test_the_same_command_gives_the_same_scores(
     evaluated: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("evaluation.progress._SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setattr("evaluation.progress.SECONDS_BETWEEN_LINES", 0)
     assert evaluate.main([str(trained), "--episodes", "3", "--blind-games", "2", "--videos", "0", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "scores.json").read_text() == (evaluated / "scores.json").read_text()
     said = capsys.readouterr().out

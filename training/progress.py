@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from training.scores import WINDOW, points
 
 _WIDE = 110  # columns that everything fits into
-_SECONDS_BETWEEN_LINES = 30.0  # where there is no terminal
+SECONDS_BETWEEN_LINES = 30.0  # where there is no terminal
 _SHARES = {"play": "time/environment", "act": "time/forward", "learn": "time/learning"}  # words for what time goes into
 # From what share of the time on something else should be changed, and what.
 _ADVICE = {
@@ -61,7 +61,7 @@ class Display:
             self._console.print(
                 f"{texts['frames']:>7} frames {share}  {texts['speed']}  {texts['score']}", soft_wrap=True, highlight=False
             )
-            self._next_line = monotonic() + _SECONDS_BETWEEN_LINES
+            self._next_line = monotonic() + SECONDS_BETWEEN_LINES
 
     def where_time_went(self) -> str:
         """The mean shares of the rows that were shown and, where one is large, what would make it smaller."""
