@@ -27,7 +27,7 @@ class Options:
     blind_games: int = 20
     """Games of the baselines that never look (the agent's best game replayed, scripts); 0 for none."""
     out: Path | None = None
-    """Where scores.json, report.html and the videos go; videos/<run> where not given."""
+    """Where scores.json, report.html and the videos go; videos/<run> where not given, of several videos/<first>+<n>."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the networks are computed."""
     env: str | None = None

@@ -65,7 +65,8 @@ def _published(rows: Sequence[dict[str, Any]], comparable: bool) -> Table:
     style = "" if comparable else "dim"
     table = Table(box=box.SIMPLE, title=title, title_justify="left", title_style="bold", style=style)
     table.add_column("published", no_wrap=True, min_width=18, max_width=24, style=style)
-    table.add_column("score", justify="right", no_wrap=True, min_width=9, style=style)
+    longest = max(len(points(row["score"])) for row in rows[:MOST_ROWS])
+    table.add_column("score", justify="right", no_wrap=True, min_width=longest, style=style)
     table.add_column("source" if comparable else "differs in", no_wrap=True, overflow="ellipsis", style=style)
     for row in rows[:MOST_ROWS]:
         rules = ", ".join(difference.split()[0] for difference in row["differences"])

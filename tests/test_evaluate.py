@@ -106,6 +106,22 @@ def test_a_checkpoint_and_a_zoo_entry_play_like_their_run(evaluated: Path, train
             assert score[field] == whole[field], field
 
 
+def test_a_run_is_exported_from_its_newest_checkpoint(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = sorted((trained / "checkpoints").iterdir())[-1]
+    assert export.main([str(saved), str(tmp_path / "of-a-checkpoint")]) == 0
+    assert export.main([str(trained), str(tmp_path / "of-a-run")]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == f"{tmp_path / 'of-a-run'} has the agent of {saved}"
+    for name in ("weights.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "of-a-run" / name).read_bytes() == (tmp_path / "of-a-checkpoint" / name).read_bytes()
+    for path, why in ((trained, "exists already"), (tmp_path, "is neither a run with a checkpoint nor a checkpoint")):
+        target = tmp_path / ("of-a-run" if path == trained else "other")
+        assert export.main([str(path), str(target)]) == 2
+        assert why in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
 def test_random_play_is_measured_the_same_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = ["random:CartPole-v1", "--episodes", "20", "--videos", "1", "--out", str(tmp_path)]
     assert evaluate.main(args) == 0

@@ -1,7 +1,7 @@
-"""Put a checkpoint into the zoo: `python -m training.export CHECKPOINT zoo/NAME`.
+"""Put a trained agent into the zoo: `python -m training.export RUN zoo/NAME`.
 
 An entry holds what playing needs and what a reader asks for, and nothing that only training needs: weights, the run's config
-with what was trained, and the learning curve. `evaluate.py zoo/NAME --out zoo/NAME` adds the scores.
+with what was trained, and the learning curve. The scores.json that `evaluate.py zoo/NAME` writes goes beside them.
 """
 
 import json
@@ -14,14 +14,20 @@ from envs.contract import InputError
 from training import checkpoint
 
 
-def export(saved: Path, entry: Path) -> None:
-    """Copy a checkpoint's weights, config and curve into a new directory.
+def export(path: Path, entry: Path) -> Path:
+    """Copy a checkpoint's weights, config and curve into a new directory; of a run, its newest checkpoint's.
+
+    Returns:
+        The checkpoint.
 
     Raises:
-        InputError: the checkpoint cannot be read, or the directory exists.
+        InputError: there is none or it cannot be read, or the directory exists.
     """
     if entry.exists():
         raise InputError(f"{entry} exists already")
+    saved = path if path.parent.name == "checkpoints" else checkpoint.newest(path / "checkpoints")
+    if saved is None:
+        raise InputError(f"{path} is neither a run with a checkpoint nor a checkpoint")
     state = checkpoint.load(saved)
     run_dir = saved.parent.parent
     config = json.loads((run_dir / "config.json").read_text())
@@ -37,18 +43,20 @@ def export(saved: Path, entry: Path) -> None:
     (entry / "config.json").write_text(json.dumps({**config, "trained": trained}, indent=1) + "\n")
     shutil.copy(saved / "weights.safetensors", entry / "weights.safetensors")
     shutil.copy(run_dir / "metrics.jsonl", entry / "metrics.jsonl")
+    return saved
 
 
 def main(args: Sequence[str]) -> int:
     """Run a command line; returns the exit code."""
     if len(args) != 2:
-        print("usage: python -m training.export CHECKPOINT zoo/NAME", file=sys.stderr)
-        return 2
+        print("usage: python -m training.export RUN|CHECKPOINT zoo/NAME", file=sys.stderr)
+        return 0 if args in (["-h"], ["--help"]) else 2
     try:
-        export(Path(args[0]), Path(args[1]))
+        saved = export(Path(args[0]), Path(args[1]))
     except InputError as error:
         print(f"export: {error}", file=sys.stderr)
         return 2
+    print(f"{args[1]} has the agent of {saved}")
     return 0
 
 

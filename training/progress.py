@@ -71,7 +71,12 @@ class Display:
 
 
 def speed_text(row: Mapping[str, float], *, shares: bool) -> str:
-    """Frames a second and, where there is room, what share of the time went into games, acting and learning."""
+    """Frames a second and, where there is room, what share of the time went into games, acting and learning.
+
+    Nothing of a row that no frame went into: a resumed run's, which begins with an update.
+    """
+    if not row["speed/frames_per_second"]:
+        return ""
     where = ", ".join(f"{word} {row.get(name, 0):.0%}" for word, name in _SHARES.items())
     return f"{short(row['speed/frames_per_second'])}/s" + (f" ({where})" if shares else "")
 

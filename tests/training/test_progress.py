@@ -5,7 +5,7 @@ import re
 import pytest
 from rich.console import Console
 
-from training.progress import Display, score_text
+from training.progress import Display, score_text, speed_text
 
 SCORES = {"score/mean_100": 12.34, "score/best": 20.0}
 
@@ -23,6 +23,13 @@ SCORES = {"score/mean_100": 12.34, "score/best": 20.0}
 )
 def test_scores_and_lost_games(row: dict[str, float], text: str) -> None:
     assert score_text(row) == text
+
+
+def test_no_speed_where_no_frame_was_played() -> None:
+    row = {"speed/frames_per_second": 1234.0, "time/environment": 0.5, "time/forward": 0.25, "time/learning": 0.2}
+    assert speed_text(row, shares=True) == "1.23k/s (play 50%, act 25%, learn 20%)"
+    assert speed_text(row, shares=False) == "1.23k/s"
+    assert speed_text({**row, "speed/frames_per_second": 0.0}, shares=True) == ""
 
 
 @pytest.mark.parametrize(
