@@ -21,7 +21,6 @@ from agents.networks import NatureCNN
 from agents.on_policy import Batch, OnPolicyAgent, OnPolicyConfig, masked_mean, policy_terms
 from agents.rmsprop import RMSprop
 from agents.storage import check_room
-from agents.torch_setup import autocast
 
 
 @dataclass(frozen=True)
@@ -80,10 +79,7 @@ class A2C(OnPolicyAgent):
             self._check_room(self.activations)
 
     def _check_room(self, activations: Activations) -> None:
-        first = slice(0, 1)
-        activations.begin(0, first)
-        with torch.inference_mode(), autocast(self.setting):
-            self.actor(self.rollout.inputs_at(0, first), self.state[first], activations)
+        self.see(activations, 0, slice(0, 1))
         units = self.rollout.num_units
         size = self.rollout.size + units * activations.size
         what = f"what the network makes of {units:,} steps, with the rollout of these,"

@@ -422,20 +422,18 @@ class OnPolicyAgent(ABC):
         if self.lag:
             self._load_lag_state(state["lag"])
         for slots in self.setting.groups:
-            if self._times[slots.start] == self.config.rollout_steps:
-                self._note_value(
-                    self.config.rollout_steps, slots
-                )  # checkpoints of older versions have it only behind all groups
-            if self.activations:
-                self._see_again(self.activations, slots)
+            steps = self.config.rollout_steps
+            if self._times[slots.start] == steps:
+                self._note_value(steps, slots)  # checkpoints of older versions have it only behind all groups
+            if self.activations:  # not in a checkpoint
+                for t in range(min(self._times[slots.start] + 1, steps)):
+                    self.see(self.activations, t, slots)
 
-    def _see_again(self, activations: Activations, slots: slice) -> None:
-        """Make what a checkpoint does not hold: the results of layers for what a group has seen of the rollout."""
-        for t in range(min(self._times[slots.start] + 1, self.config.rollout_steps)):
-            activations.begin(t, slots)
-            inputs = self.rollout.inputs_at(t, slots)
-            with torch.inference_mode(), autocast(self.setting):
-                self.actor(inputs, self.state[slots], activations)
+    def see(self, activations: Activations, t: int, slots: slice) -> None:
+        """Make the results of layers for step t of a rollout without acting."""
+        activations.begin(t, slots)
+        with torch.inference_mode(), autocast(self.setting):
+            self.actor(self.rollout.inputs_at(t, slots), self.state[slots], activations)
 
 
 def frozen_player(

@@ -89,7 +89,7 @@ def main(words: Sequence[str]) -> int:
     """Try the table, as many at a time as there are cores; returns the exit code."""
     if any(word.startswith("-") for word in words):
         print(__doc__)
-        return 0
+        return 0 if set(words) <= {"-h", "--help"} else 2
     chosen = [mutant for mutant in MUTANTS if not words or any(word in " ".join(map(str, mutant)) for word in words)]
     tests = sorted({test for mutant in chosen for test in mutant.tests})
     with tempfile.TemporaryDirectory() as folder:

@@ -107,10 +107,11 @@ def test_a_checkpoint_and_a_zoo_entry_play_like_their_run(evaluated: Path, train
 
 
 def test_a_run_is_exported_from_its_newest_checkpoint(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved = sorted((trained / "checkpoints").iterdir())[-1]
-    assert export.main([str(saved), str(tmp_path / "of-a-checkpoint")]) == 0
+    monkeypatch.chdir(saved.parent)
+    assert export.main([saved.name, str(tmp_path / "of-a-checkpoint")]) == 0
     assert export.main([str(trained), str(tmp_path / "of-a-run")]) == 0
     assert capsys.readouterr().out.splitlines()[1] == f"{tmp_path / 'of-a-run'} has the agent of {saved}"
     for name in ("weights.safetensors", "metrics.jsonl"):

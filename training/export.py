@@ -25,11 +25,11 @@ def export(path: Path, entry: Path) -> Path:
     """
     if entry.exists():
         raise InputError(f"{entry} exists already")
-    saved = path if path.parent.name == "checkpoints" else checkpoint.newest(path / "checkpoints")
+    saved = path if (path / "state.json").exists() else checkpoint.newest(path / "checkpoints")
     if saved is None:
         raise InputError(f"{path} is neither a run with a checkpoint nor a checkpoint")
     state = checkpoint.load(saved)
-    run_dir = saved.parent.parent
+    run_dir = saved.resolve().parent.parent
     config = json.loads((run_dir / "config.json").read_text())
     scores = state["scores"]
     trained = {
