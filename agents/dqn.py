@@ -192,10 +192,12 @@ class DQN:
         t = self._times[slots.start]
         with torch.inference_mode():
             seen = self.replay.seen_at(t, slots)
-            best = self._choose(*(part.to(self.setting.device) for part in seen))["best"].cpu()
-        anything = torch.randint(self.setting.game.num_actions, best.shape, generator=self.generator)
-        actions = torch.where(torch.rand(best.shape, generator=self.generator) < self.epsilon, anything, best)
-        chosen: NDArray[np.int64] = actions.numpy()
+            best = self._choose(*(part.to(self.setting.device) for part in seen))["best"]
+            chosen: NDArray[np.int64] = best.cpu().numpy()
+        explores = torch.rand(len(chosen), generator=self.generator).numpy() < self.epsilon
+        if explores.any():
+            anything = torch.randint(self.setting.game.num_actions, (int(explores.sum()),), generator=self.generator)
+            chosen[explores] = anything.numpy()
         self.replay.put_action(t, slots, chosen)
         return chosen
 
@@ -205,8 +207,8 @@ class DQN:
 
     def observe(self, timestep: TimeStep, slots: slice) -> None:
         """Store what the last actions brought."""
-        self.frames += int(timestep.frames.sum())
-        played = int((~timestep.is_first).sum())
+        self.frames += sum(timestep.frames.tolist())
+        played = timestep.is_first.tolist().count(False)
         self.steps += played
         t = self._times[slots.start]
         if t >= 0:

@@ -220,8 +220,8 @@ class OnPolicyAgent(ABC):
 
     def observe(self, timestep: TimeStep, slots: slice) -> None:
         """Note what the last actions brought."""
-        self.frames += int(timestep.frames.sum())
-        self.steps += int((~timestep.is_first).sum())
+        self.frames += sum(timestep.frames.tolist())
+        self.steps += timestep.is_first.tolist().count(False)
         t = self._times[slots.start]
         if t >= 0:
             self._note_outcome(t, timestep, slots)

@@ -83,6 +83,7 @@ class Rollout:
         written = {**self.tables, **self._beside}
         self._writable = {name: own.numpy() if own.device.type == "cpu" else own for name, own in written.items()}
         self._age: Any = self._writable["age"]
+        self._views: dict[tuple[int, int, int], tuple[Tensor, ...]] = {}  # of what is beside the frames of a step
 
     @property
     def tables(self) -> dict[str, Tensor]:
@@ -147,10 +148,11 @@ class Rollout:
 
     def inputs_at(self, t: int, slots: slice) -> Inputs:
         """What the agent sees at step t: (1, slots, ...)."""
-        names = ("extra", "last_actions", "last_rewards", "is_first")
-        tables = (self._beside.get(name, getattr(self, name)) for name in names)
-        beside = (table[t : t + 1, slots].to(self.frames.device) for table in tables)
-        return Inputs(self.stacks_at(t, slots)[None], *beside)
+        at = t, slots.start, slots.stop
+        if at not in self._views:
+            tables = ({**self.tables, **self._beside}[name] for name in ("extra", "last_actions", "last_rewards", "is_first"))
+            self._views[at] = tuple(table[t : t + 1, slots] for table in tables)
+        return Inputs(self.stacks_at(t, slots)[None], *(view.to(self.frames.device) for view in self._views[at]))
 
     def stacks_at(self, t: int, slots: slice) -> Tensor:
         """Observations of step t as the agent sees them: (slots, depth, *shape); may be what is stored itself."""

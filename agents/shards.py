@@ -31,11 +31,15 @@ class Threads:
     def __init__(self, count: int) -> None:
         """Start them when they are first needed."""
         self.count = count
-        self._pool = ThreadPoolExecutor(count, "shard", initializer=lambda: torch.set_num_threads(1)) if count > 1 else None
+        self._pool = ThreadPoolExecutor(count - 1, "shard", initializer=lambda: torch.set_num_threads(1)) if count > 1 else None
 
     def run(self, work: Callable[..., _Result], *arguments: Iterable[Any]) -> list[_Result]:
         """What `work` returns for the first of each of the arguments, for the second, and so on, side by side."""
-        return list((self._pool.map if self._pool else map)(work, *arguments))
+        first, *others = zip(*arguments, strict=True)
+        if self._pool is None:
+            return [work(*call) for call in (first, *others)]
+        running = [self._pool.submit(work, *call) for call in others]
+        return [work(*first), *(each.result() for each in running)]
 
 
 class Shards:

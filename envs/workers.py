@@ -137,12 +137,13 @@ class WorkerEnvs:
         """Start a step of one group; actions (slots of the group,)."""
         self._memory.actions[self.groups[group]] = actions
         before = self._steps[group]
-        self._start(group, np.flatnonzero(before.terminated | before.truncated) + self.groups[group].start)
+        over = (before.terminated | before.truncated).nonzero()[0] + self.groups[group].start
+        self._start(group, over.tolist())
 
     def _start(self, group: int, opening: Iterable[int]) -> None:
         """Start a step in which some slots open a game."""
         slots, history = self.groups[group], self._histories[group]
-        opening = {*map(int, opening), *(slot for slot in self._lost if slots.start <= slot < slots.stop)}
+        opening = {*opening, *(slot for slot in self._lost if slots.start <= slot < slots.stop)}
         for slot in opening:
             seed = self._lost.pop(slot) if slot in self._lost else self._next_seed(slot)
             self._memory.seeds[slot] = seed
@@ -319,6 +320,8 @@ class _WorkerProcess(Channel):
         os.close(commands)
         os.close(replies)
         super().__init__(reply_end, command_end)
+        self._poll = select.poll()
+        self._poll.register(reply_end, select.POLLIN)
         self.write_message(self._order)
 
     def describe(self) -> GameDescription:
@@ -412,9 +415,7 @@ class _WorkerProcess(Channel):
         assert reply == signal, f"waited for {signal} and received {reply}"
 
     def _await(self, seconds: float) -> None:
-        poll = select.poll()
-        poll.register(self._incoming, select.POLLIN)
-        if not poll.poll(seconds * 1000):
+        if not self._poll.poll(seconds * 1000):
             raise WorkerLostError(f"a worker process has not answered for {seconds:g} seconds")
 
     def read_message(self) -> Any:

@@ -129,7 +129,7 @@ def refuse_non_finite(timestep: TimeStep) -> None:
     """
     numbers = {"observation": timestep.observation, "extra": timestep.extra, "reward": timestep.reward}
     for name, values in numbers.items():
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
+        if values.dtype.kind == "f" and values.size and not np.isfinite(values).all():
             raise NonFiniteError(f"the environment's {name}", {name: torch.tensor(own) for name, own in numbers.items()})
 
 

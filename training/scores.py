@@ -27,9 +27,10 @@ class Scores:
 
     def watch(self, timestep: TimeStep, slots: slice) -> None:
         """Take in one step of some slots."""
-        self._running[slots] = np.where(timestep.is_first, 0.0, self._running[slots]) + timestep.reward
-        self._lengths[slots] = np.where(timestep.is_first, 0, self._lengths[slots]) + timestep.frames
-        for slot in np.flatnonzero(timestep.terminated | timestep.truncated) + slots.start:
+        goes_on = ~timestep.is_first
+        self._running[slots] = self._running[slots] * goes_on + timestep.reward
+        self._lengths[slots] = self._lengths[slots] * goes_on + timestep.frames
+        for slot in (timestep.terminated | timestep.truncated).nonzero()[0] + slots.start:
             self._finish(self._tasks[slot], float(self._running[slot]), int(self._lengths[slot]))
 
     def _finish(self, task: str, score: float, frames: int) -> None:

@@ -139,6 +139,36 @@ def test_blocks_are_the_same_convolution(shape, stored):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_acting_follows_every_change_of_the_weights(precision):
+    """What is made of them once for many forward passes is made anew, however they were changed, and in a copy too."""
+    torch.manual_seed(0)
+    game = describe((1, 84, 84), "uint8", ACTIONS)
+    torso, other = (NatureCNN(DEPTH, 84, 84).to(precision) for _ in range(2))
+    stacks = stacks_of(game)
+
+    def features(torso, mode):
+        with mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            return torso(stacks)
+
+    seen = [features(torso, torch.inference_mode)]
+    (weight, *_) = torso.parameters()
+    (rows,) = [nn.Parameter(weight.detach()[:16])]
+    rows.grad = torch.ones_like(rows)
+    changes = (
+        torch.optim.SGD([rows], lr=0.01).step,  # as a shared optimiser has it, whose rows are views
+        lambda: weight.data.mul_(2),
+        lambda: torso.load_state_dict(other.state_dict()),
+    )
+    for change in changes:
+        change()
+        acting = features(torso, torch.inference_mode)
+        assert torch.equal(acting, features(torso, torch.enable_grad))
+        assert torch.equal(acting, features(copy.deepcopy(torso), torch.no_grad))
+        assert not any(torch.allclose(acting, before) for before in seen)
+        seen.append(acting)
+
+
 def test_impala_has_fifteen_convolutions():
     game, kind, _ = GAMES["impala"]
     torso = make_torso(game, DEPTH, kind)
