@@ -45,6 +45,7 @@ def main(args: Sequence[str]) -> int:
             print(f"evaluate.py: {error}", file=sys.stderr)
             return error.exit_code
     except KeyboardInterrupt:  # while the imports run, too, which take seconds
+        print("evaluate.py: stopped; no scores were written", file=sys.stderr)
         return 130
 
 

@@ -1,6 +1,9 @@
 """`evaluate.py` as its users meet it."""
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -12,6 +15,7 @@ import evaluate
 import train
 from training import export
 
+ROOT = Path(evaluate.__file__).parent
 RUN = [
     "ppo",
     "--env",
@@ -189,6 +193,18 @@ def test_an_evaluation_replaces_its_own_earlier_videos_and_no_others(trained: Pa
     assert left == {*names[:2], other} and (tmp_path / names[0]).stat().st_size > 1000
     assert evaluate.main([*args, "--videos", "0"]) == 0
     assert {path.name for path in tmp_path.iterdir()} - {"scores.json", "report.html"} == {other}
+
+
+def test_ctrl_c_says_that_nothing_was_scored(tmp_path: Path) -> None:
+    """While games are played: one line, and no scores."""
+    command = [sys.executable, "evaluate.py", "random:Bowling-ram-v0", "--out", str(tmp_path / "out")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "random-Bowling-ram-v0: 30 games\n"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "evaluate.py: stopped; no scores were written\n")
+    assert not (tmp_path / "out" / "scores.json").exists()
 
 
 def test_a_foreign_directory_is_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from time import monotonic
 
 from rich.console import Console
@@ -58,10 +59,14 @@ class Display:
         over = frames >= self._total
         if not self._console.is_terminal and (over or monotonic() >= self._next_line):
             share = f"{min(frames / self._total, 1):4.0%}"
-            self._console.print(
-                f"{texts['frames']:>7} frames {share}  {texts['speed']}  {texts['score']}", soft_wrap=True, highlight=False
-            )
+            parts = [f"{texts['frames']:>7} frames {share}", texts["speed"], self._left(row), texts["score"]]
+            self._console.print("  ".join(filter(None, parts)), soft_wrap=True, highlight=False)
             self._next_line = monotonic() + SECONDS_BETWEEN_LINES
+
+    def _left(self, row: Mapping[str, float]) -> str:
+        """Hours, minutes and seconds to the end at the row's speed; nothing at the end, or where it has none."""
+        frames, speed = self._total - row["frames"], row["speed/frames_per_second"]
+        return f"{timedelta(seconds=round(frames / speed))} left" if frames > 0 and speed else ""
 
     def where_time_went(self) -> str:
         """The mean shares of the rows that were shown and, where one is large, what would make it smaller."""

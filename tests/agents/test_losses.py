@@ -1,5 +1,7 @@
 """Losses: numbers to check by hand, and the updates of stable-baselines3's own `train` with the same weights and data."""
 
+import tempfile
+
 import gymnasium
 import numpy as np
 import pytest
@@ -308,7 +310,7 @@ def their_model(name, steps, num_envs, *, entropy, value, max_grad_norm):
         model = sb3.A2C("MlpPolicy", envs, **common, use_rms_prop=False)
     else:
         model = sb3.PPO("MlpPolicy", envs, **common, n_epochs=1, batch_size=steps * num_envs, clip_range=0.2)
-    model.set_logger(sb3_logger(None, []))
+    model.set_logger(sb3_logger(tempfile.gettempdir(), []))
     return model
 
 
@@ -442,7 +444,7 @@ def test_dqns_update_is_stable_baselines3s(max_grad_norm):
         buffer_size=10,
         device="cpu",
     )
-    theirs.set_logger(sb3_logger(None, []))
+    theirs.set_logger(sb3_logger(tempfile.gettempdir(), []))
     names = {"torso": "features_extractor.torso", "head": "q_net.0"}
     take_over(theirs.q_net, ours.network, names)
     take_over(theirs.q_net_target, ours.target, names)
