@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import timedelta
 from time import monotonic
 
 from rich.console import Console
@@ -66,7 +65,10 @@ class Display:
     def _left(self, row: Mapping[str, float]) -> str:
         """Hours, minutes and seconds to the end at the row's speed; nothing at the end, or where it has none."""
         frames, speed = self._total - row["frames"], row["speed/frames_per_second"]
-        return f"{timedelta(seconds=round(frames / speed))} left" if frames > 0 and speed else ""
+        if frames <= 0 or not speed:
+            return ""
+        minutes, seconds = divmod(round(frames / speed), 60)
+        return f"{minutes // 60:,}:{minutes % 60:02}:{seconds:02} left"
 
     def where_time_went(self) -> str:
         """The mean shares of the rows that were shown and, where one is large, what would make it smaller."""

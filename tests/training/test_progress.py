@@ -52,14 +52,18 @@ def test_where_the_time_went(play: float, act: float, learn: float, text: str) -
     assert re.fullmatch(text, display.where_time_went())
 
 
+MOST = (2**53, 0, 1.0)  # frames that a run may be asked for, those that it has, and its speed
+
+
 def test_without_a_terminal_a_line_says_how_long_it_takes() -> None:
     """By the speed of its row; the last one, and one of no speed, do not."""
     lines = io.StringIO()
     row = {"score/games_lost": 0, "time/environment": 0.5, "time/forward": 0.25, "time/learning": 0.2}
-    for frames, speed in ((250_000, 200.0), (250_000, 0.0), (1_000_000, 200.0)):
-        display = Display(1_000_000, Console(file=lines, width=200))
+    for total, frames, speed in ((1_000_000, 250_000, 200.0), (1_000_000, 250_000, 0.0), (1_000_000, 1_000_000, 200.0), MOST):
+        display = Display(total, Console(file=lines, width=200))
         display.show({"frames": frames, "speed/frames_per_second": speed, **row})
-    first, second, last = lines.getvalue().splitlines()
+    first, second, last, most = lines.getvalue().splitlines()
     assert first == "   250k frames  25%  200/s (play 50%, act 25%, learn 20%)  1:02:30 left  no game over yet"
     assert second == "   250k frames  25%  no game over yet"
     assert last == "     1M frames 100%  200/s (play 50%, act 25%, learn 20%)  no game over yet"
+    assert "  2,501,999,792,983:36:32 left  " in most
