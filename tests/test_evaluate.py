@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import av
@@ -199,8 +200,10 @@ def test_an_evaluation_replaces_its_own_earlier_videos_and_no_others(trained: Pa
 def test_ctrl_c_says_that_nothing_was_scored(tmp_path: Path) -> None:
     """While games are played: one line, and no scores."""
     command = [sys.executable, "evaluate.py", "random:Bowling-ram-v0", "--out", str(tmp_path / "out")]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        while not list(tmp_path.glob("out/*.partial.mp4")):  # before, modules are imported, where Python may lose a signal
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background job would ignore it
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, text=True, preexec_fn=heed, **pipes) as process:
+        while not list(tmp_path.glob("out/*.partial.mp4")):
             assert process.poll() is None, process.communicate()
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
