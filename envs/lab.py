@@ -20,6 +20,7 @@ import os
 import shutil
 import tempfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -253,7 +254,9 @@ class LabGame:
             raise InputError(
                 f"{env_id}: DeepMind Lab cannot play this level ({_one_line(error)}); {_nearest(self._level)}"
             ) from error
-        spec, controls = lab.observation_spec(), lab.action_spec()
+        with _hushed():
+            spec = lab.observation_spec()
+        controls = lab.action_spec()
         lab.close()
         return {entry["name"] for entry in spec}, [entry["name"] for entry in controls]
 
@@ -352,6 +355,19 @@ def _engine_module(env_id: str) -> Any:
         if isinstance(error, ModuleNotFoundError) and error.name == "deepmind_lab":
             raise InputError(f"{env_id}: {MISSING}") from error
         raise InputError(f"{env_id}: the module deepmind_lab is installed and does not start ({_one_line(error)})") from error
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Nothing on stderr: whoever asks what can be observed is warned there of two formats' names, once for each game."""
+    stderr = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def _action_vectors(moves: list[tuple[int, ...]], controls: list[str]) -> list[NDArray[np.intc]]:

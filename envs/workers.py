@@ -35,7 +35,8 @@ from envs.contract import GameDescription, GameLost, InputError, ProtocolOptions
 from envs.history import History
 from envs.shared_memory import CLONE, FAILED, RESET, RESTORE, Channel, SharedMemory, anonymous_file, description_from
 
-HANG_SECONDS = 120.0  # without a reply, after which a worker counts as hanging; a level that is compiled first takes 24
+HANG_SECONDS = 120.0  # without a reply, after which a worker counts as hanging
+OPENING = 5  # times as long for each slot, where games open: a level of DeepMind Lab compiled for 71 s on an idle machine
 _Answer = TypeVar("_Answer")
 MOST_RESTARTS = 3  # of one worker, without a step in between
 # A worker computes on one core, and opens no window.
@@ -75,7 +76,7 @@ class WorkerEnvs:
             num_workers: Processes; one a core where not given.
             record: Slots whose emulator frames are kept for `last_frames`.
             restart: Start a worker anew when it dies or hangs; its games are lost. Without it that is a `WorkerError`.
-            hang_seconds: How long a worker may take for a step; a step that opens games has as much for each of its slots.
+            hang_seconds: How long a worker may take for a step; one that opens games has `OPENING` times as long for each slot.
 
         Raises:
             InputError: unknown id, a game that cannot be played, or a number of environments that the groups do not divide.
@@ -338,7 +339,7 @@ class _WorkerProcess(Channel):
         self.write_message({"num_envs": num_envs, "description": asdict(description)})
 
     def start(self, group: int, *, opens: bool) -> None:
-        """Start a step; `opens`: some of its slots open a game, which may take each of them as long as a step."""
+        """Start a step; `opens`: some of its slots open a game, for which each of them has `OPENING` times as long."""
         if opens:
             self._opening.add(group)
         self.running.append(group)
@@ -367,7 +368,7 @@ class _WorkerProcess(Channel):
             WorkerError: the worker died or hangs, or its game raised.
         """
         for _ in itertools.chain(*self.slots):
-            self._expect(RESTORE, HANG_SECONDS)
+            self._expect(RESTORE, HANG_SECONDS * OPENING)
 
     def start_anew(self, num_envs: int, description: GameDescription) -> None:
         """End what is left of the process; another takes its slots, opens new games and does again what was asked for.
@@ -402,7 +403,7 @@ class _WorkerProcess(Channel):
             WorkerError: its game raised.
             WorkerLostError: the worker died or hangs.
         """
-        self._expect(group, self._hang_seconds * (len(self.slots[group]) if group in self._opening else 1))
+        self._expect(group, self._hang_seconds * (OPENING * len(self.slots[group]) if group in self._opening else 1))
         self._opening.discard(group)
         first = self.running.pop(0)
         assert group == first, f"groups take turns: waited for {group} before {first}"

@@ -81,11 +81,11 @@ class Refused(Squares):
 
 
 class LongToOpen(Squares):
-    """Takes half a second to open, and is over with its first step."""
+    """Takes more than a second to open, and is over with its first step."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         picture, info = super().reset(seed=seed)
-        time.sleep(0.5)
+        time.sleep(1.25)
         self.length = 1
         return picture, info
 

@@ -545,7 +545,7 @@ ENGINE = PathFinder.find_spec("deepmind_lab", ELSEWHERE) is not None
 @pytest.mark.parametrize("env_id", ["dmlab/seekavoid_arena_01", "dmlab30/rooms_watermaze", LANGUAGE])
 def test_the_engine_itself(env_id, monkeypatch, capfd):
     """Two games a slot, twice: the same data, in workers alone, where the engine is found in place of the stand-in."""
-    monkeypatch.setattr(sys, "path", ELSEWHERE)
+    monkeypatch.setattr(sys, "path", list(ELSEWHERE))
     runs = []
     for num_workers in (1, 2):
         with WorkerEnvs(env_id, 2, num_workers=num_workers, record=[0]) as envs:
@@ -562,4 +562,4 @@ def test_the_engine_itself(env_id, monkeypatch, capfd):
             np.testing.assert_array_equal(field, another)
             np.testing.assert_array_equal(field[0], field[1])  # recorded and not
     assert runs[0][1][0].any()
-    assert capfd.readouterr().out == ""
+    assert capfd.readouterr() == ("", "")

@@ -148,6 +148,8 @@ class Lab:
 
     def observation_spec(self) -> list[dict[str, Any]]:
         self._require_open()
+        for name in ("RGB_INTERLACED", "RGBD_INTERLACED"):  # which the engine lists as well
+            os.write(2, f"Using deprecated observation format: '{name}'\n".encode())
         return self._spec()
 
     def action_spec(self) -> list[dict[str, Any]]:
