@@ -34,7 +34,6 @@ def _import_miniworld() -> None:
         InputError: the package or a library of the system is missing.
     """
     os.environ["PYGLET_HEADLESS"] = "1"  # read once, when pyglet is imported
-    os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa draws without threads: every core has worlds of its own
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             module = importlib.import_module("miniworld.miniworld")

@@ -66,6 +66,11 @@ def sees_images(env_id: str) -> bool:
     return is_world(env_id) or (_own_family(env_id) == "atari" and "-ram" not in env_id)
 
 
+def is_drawn(env_id: str) -> bool:
+    """Whether a 3D library draws what agents see, on the processor where there is no screen: most of what a step takes."""
+    return _own_family(env_id) in ("lab", "mini_world")
+
+
 def _knows(family: str, env_id: str) -> bool:
     """Whether an id that looks like a family's is one.
 

@@ -39,8 +39,8 @@ HANG_SECONDS = 120.0  # without a reply, after which a worker counts as hanging
 OPENING = 5  # times as long for each slot, where games open: a level of DeepMind Lab compiled for 71 s on an idle machine
 _Answer = TypeVar("_Answer")
 MOST_RESTARTS = 3  # of one worker, without a step in between
-# A worker computes on one core, and opens no window.
-_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy"}
+# A worker computes on one core, where Mesa draws for it too, and opens no window.
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0", "SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy"}
 
 
 class WorkerError(RuntimeError):

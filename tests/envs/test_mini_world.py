@@ -55,6 +55,19 @@ def test_equals_gymnasium(env_id):
 
 
 @needs_miniworld
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are listed elsewhere")
+def test_a_worker_draws_in_the_thread_that_plays(monkeypatch):
+    """Mesa's threads would want the cores of the other workers; the environment of whoever starts a training has no say."""
+    monkeypatch.setenv("LP_NUM_THREADS", "2")
+    with WorkerEnvs(HALLWAY, 1) as envs:
+        envs.reset([[1]])
+        envs.recv(0)
+        (worker,) = envs._workers
+        threads = Path(f"/proc/{worker._process.pid}/task").glob("*/comm")
+        assert not [each for each in threads if each.read_text().startswith("llvmpipe")]
+
+
+@needs_miniworld
 def test_what_it_says_of_itself():
     with WorkerEnvs(HALLWAY, 2, num_workers=1, record=[1]) as envs:
         game = envs.description

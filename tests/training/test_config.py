@@ -91,6 +91,7 @@ def test_the_plan_is_a_fixed_function() -> None:
     gpu = Plan(device="cuda", precision="bf16", workers=4, groups=1, learn_threads=1)
     assert make_plan(7, 4, "cuda", "bf16", images=True) == gpu
     assert [make_plan(1, cores, "cpu", "fp32", images=True).workers for cores in (1, 2, 16)] == [1, 1, 1]
+    assert make_plan(8, 2, "cpu", "bf16", images=True, drawn=True).workers == 2
     assert make_plan(128, 16, "cuda", "bf16", images=True) == dataclasses.replace(gpu, workers=16, groups=4)
     assert [make_plan(n, 16, "cuda", "bf16", images=True).groups for n in (4, 124, 128, 130, 131)] == [2, 2, 4, 2, 1]
     assert make_plan(128, 16, "cuda", "bf16", images=False).groups == make_plan(128, 16, "cpu", "bf16", images=True).groups == 2
