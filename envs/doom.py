@@ -28,6 +28,7 @@ from gymnasium.spaces import Dict, Discrete
 from numpy.typing import NDArray
 
 from envs.contract import GameDescription, GameLost, GameProtocol, InputError, Outcome, ProtocolOptions, refuse_options
+from envs.quiet import quiet
 
 FILE_PREFIX = "doom/"  # of ids that name a scenario's file
 IMAGE_SIZE = (72, 128)  # height and width in pixels
@@ -307,18 +308,13 @@ def _aside() -> Iterator[None]:
     It inherits the folder and the outputs that it is started with. Where it starts it makes a folder for saved games, and at
     its end writes its settings there: the folder is gone by then.
     """
-    before, outputs = os.getcwd(), [os.dup(fd) for fd in (1, 2)]
-    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "wb") as nowhere:
+    before = os.getcwd()
+    with tempfile.TemporaryDirectory() as folder, quiet(1, 2):
         try:
             os.chdir(folder)
-            for fd in (1, 2):
-                os.dup2(nowhere.fileno(), fd)
             yield
         finally:
             os.chdir(before)
-            for fd, output in enumerate(outputs, start=1):
-                os.dup2(output, fd)
-                os.close(output)
 
 
 def _forget_names() -> None:

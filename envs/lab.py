@@ -20,7 +20,6 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,7 @@ from envs.contract import (
     refuse_options,
 )
 from envs.lab_tasks import BY_ID, TASKS
+from envs.quiet import quiet
 
 FLAGS = ("image_size", "frame_skip", "lab_actions")  # that change the rules
 SIZE = (72, 96)  # pixels, height and width
@@ -254,7 +254,7 @@ class LabGame:
             raise InputError(
                 f"{env_id}: DeepMind Lab cannot play this level ({_one_line(error)}); {_nearest(self._level)}"
             ) from error
-        with _hushed():
+        with quiet(2):  # it warns there of two names in its list, for each game
             spec = lab.observation_spec()
         controls = lab.action_spec()
         lab.close()
@@ -355,19 +355,6 @@ def _engine_module(env_id: str) -> Any:
         if isinstance(error, ModuleNotFoundError) and error.name == "deepmind_lab":
             raise InputError(f"{env_id}: {MISSING}") from error
         raise InputError(f"{env_id}: the module deepmind_lab is installed and does not start ({_one_line(error)})") from error
-
-
-@contextlib.contextmanager
-def _hushed() -> Iterator[None]:
-    """Nothing on stderr: whoever asks what can be observed is warned there of two formats' names, once for each game."""
-    stderr = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
 
 
 def _action_vectors(moves: list[tuple[int, ...]], controls: list[str]) -> list[NDArray[np.intc]]:

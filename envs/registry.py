@@ -66,8 +66,8 @@ def sees_images(env_id: str) -> bool:
     return is_world(env_id) or (_own_family(env_id) == "atari" and "-ram" not in env_id)
 
 
-def is_drawn(env_id: str) -> bool:
-    """Whether a 3D library draws what agents see, on the processor where there is no screen: most of what a step takes."""
+def is_slow(env_id: str) -> bool:
+    """Whether a step on the CPU takes several times as long as acting for it: worlds that OpenGL draws."""
     return _own_family(env_id) in ("lab", "mini_world")
 
 

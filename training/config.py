@@ -239,18 +239,18 @@ def make_plan(
     precision: Literal["fp32", "bf16"],
     *,
     images: bool,
-    drawn: bool = False,
+    slow: bool = False,
 ) -> Plan:
     """A fixed function of the machine's cores and the run.
 
     Where the policy looks at pictures on the CPU, acting takes about as long as playing, and one core is left to it; not
-    where those pictures are `drawn` by the CPU as well, which takes several times as long. Beside a GPU many games are
-    played in more groups: while the slowest worker of one is waited for, others have more to play; not seen from RAM.
+    with `slow` games, which take several times as long. Beside a GPU many games are played in more groups: while the
+    slowest worker of one is waited for, others have more to play; not seen from RAM.
     """
     groups = 2 if num_envs % 2 == 0 and num_envs >= 4 else 1
     if images and device == "cuda" and num_envs >= MANY_GAMES and num_envs % 4 == 0:
         groups = 4
-    players = max(1, cores - 1) if images and not drawn and device == "cpu" else cores
+    players = max(1, cores - 1) if images and not slow and device == "cpu" else cores
     return Plan(
         device=device,
         precision=precision,

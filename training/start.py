@@ -58,9 +58,9 @@ def plan_of(config: RunConfig[Any]) -> Plan:
     """
     device = pick_device(config.device)
     bf16 = pick_precision(config.precision, device) == torch.bfloat16
+    images, slow = registry.sees_images(config.env), registry.is_slow(config.env)
     on: Literal["cpu", "cuda"] = "cuda" if device.type == "cuda" else "cpu"
-    seen = {"images": registry.sees_images(config.env), "drawn": registry.is_drawn(config.env)}
-    return make_plan(config.agent.num_envs, usable_cores(), on, "bf16" if bf16 else "fp32", **seen)
+    return make_plan(config.agent.num_envs, usable_cores(), on, "bf16" if bf16 else "fp32", images=images, slow=slow)
 
 
 def _make_directory(run_dir: Path, write_config: Callable[[Path], None]) -> Lock:

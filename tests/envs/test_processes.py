@@ -283,6 +283,17 @@ def test_opening_a_game_may_take_longer_than_any_step():
             envs.send(np.zeros(2, int), 0)
 
 
+def test_so_may_bringing_a_game_to_where_it_stood(monkeypatch):
+    seeds = [[1], [2]]
+    with WorkerEnvs("tests.envs.own_games:LongToOpen-v0", 2, num_workers=1) as envs:
+        envs.reset(seeds)
+        state = envs.state_dict(clone=False)
+    with WorkerEnvs("tests.envs.own_games:LongToOpen-v0", 2, num_workers=1) as envs:
+        monkeypatch.setattr("envs.workers.HANG_SECONDS", 1.0)
+        envs.load_state_dict(state, seeds)
+        assert envs.recv(0).is_first.all()
+
+
 def test_making_games_has_time_for_each_of_them(monkeypatch):
     monkeypatch.setattr("envs.workers.HANG_SECONDS", 2.0)
     with WorkerEnvs("tests.envs.own_games:LongToMake-v0", 6, num_workers=1) as envs:

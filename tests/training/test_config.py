@@ -18,6 +18,7 @@ from training.config import (
     parse_skip,
     save_config,
 )
+from training.start import plan_of
 
 PLAN = Plan(device="cpu", precision="fp32", workers=2, groups=2, learn_threads=2)
 
@@ -91,10 +92,19 @@ def test_the_plan_is_a_fixed_function() -> None:
     gpu = Plan(device="cuda", precision="bf16", workers=4, groups=1, learn_threads=1)
     assert make_plan(7, 4, "cuda", "bf16", images=True) == gpu
     assert [make_plan(1, cores, "cpu", "fp32", images=True).workers for cores in (1, 2, 16)] == [1, 1, 1]
-    assert make_plan(8, 2, "cpu", "bf16", images=True, drawn=True).workers == 2
+    assert make_plan(8, 2, "cpu", "bf16", images=True, slow=True).workers == 2
     assert make_plan(128, 16, "cuda", "bf16", images=True) == dataclasses.replace(gpu, workers=16, groups=4)
     assert [make_plan(n, 16, "cuda", "bf16", images=True).groups for n in (4, 124, 128, 130, 131)] == [2, 2, 4, 2, 1]
     assert make_plan(128, 16, "cuda", "bf16", images=False).groups == make_plan(128, 16, "cpu", "bf16", images=True).groups == 2
+
+
+@pytest.mark.parametrize(
+    ("env", "workers"),
+    [("dmlab/lt_chasm", 4), ("MiniWorld-Hallway-v0", 4), ("VizdoomBasic-v1", 3), ("Berzerk-v0", 3), ("Bowling-ram-v0", 4)],
+)
+def test_a_core_is_left_to_the_policy_where_acting_takes_as_long_as_playing(env, workers, monkeypatch) -> None:
+    monkeypatch.setattr("training.start.usable_cores", lambda: 4)
+    assert plan_of(RunConfig(env=env, agent=presets.preset("ppo", env), device="cpu")).workers == workers
 
 
 def test_every_preset_is_a_valid_config() -> None:
