@@ -1,28 +1,38 @@
-"""A forward pass that is not made twice: what layers made of an observation is kept until it is learned from.
+"""A forward pass that is not made twice: what a torso's layers made of an observation is kept until it is learned from.
 
-    act     layer(x, w) ── Activations ──▶ result, kept
-    learn   layer(x, w) ──── Known ──────▶ the kept result; its gradients are what torch's own kernels make of them
+    act     torso.layers(stacks) ── Activations ──▶ results, kept
+    learn   Known ──▶ the last of them, the features; with their gradients, by torso.gradients(results, gradient)
 
 A2C takes one gradient step a rollout, with the weights that it acted with: a forward pass would compute it all again.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-Layer = Callable[..., Tensor]  # `nn.functional.conv2d` or `linear`
-Compute = Callable[..., Tensor]  # takes one and its arguments, and calls it or knows what it would return
+Look = Callable[[Any, Tensor], Tensor]  # (torso, stacks) -> features, (B, F)
 
 
-def compute(function: Layer, *arguments: Any) -> Tensor:
-    """Call it."""
-    return function(*arguments)
+class Layered(Protocol):
+    """A torso whose results can be kept."""
+
+    def layers(self, stacks: Tensor) -> list[Tensor]:
+        """What each layer makes of a batch; the last are the features."""
+
+    def gradients(self, results: list[Tensor], gradient: Tensor) -> list[Tensor]:
+        """Gradients of its weights, in the order of `parameters`; of `layers`' results and the features' gradient."""
+
+
+def look(torso: nn.Module, stacks: Tensor) -> Tensor:
+    """Let a torso look at a batch."""
+    features: Tensor = torso(stacks)
+    return features
 
 
 class Activations:
-    """Results of layers over a rollout, in pieces of one step of one group.
+    """Results of a torso's layers over a rollout, in pieces of one step of one group.
 
     What is learned from is in the order of the pieces: group by group, and step by step in each.
     """
@@ -43,17 +53,16 @@ class Activations:
 
     def begin(self, t: int, slots: slice) -> None:
         """What is called from now on belongs to step t of a group."""
-        self._piece = self._pieces[slots.start, t] = []
+        self._at = slots.start, t
 
     def forget(self) -> None:
         """The weights change: nothing that was kept is of any use."""
         self._pieces.clear()
 
-    def __call__(self, function: Layer, *arguments: Any) -> Tensor:
-        """Call a layer's function and keep the result, from before or behind a ReLU in place: a second one changes nothing."""
-        result = function(*arguments)
-        self._piece.append(result)
-        return result
+    def __call__(self, torso: Layered, stacks: Tensor) -> Tensor:
+        """Let a torso look at a batch, and keep what its layers make of it."""
+        results = self._pieces[self._at] = torso.layers(stacks)
+        return results[-1]
 
     def known(self, part: Tensor) -> "Known":
         """Results for some neighbours among `units`, (B,).
@@ -70,49 +79,30 @@ class Activations:
             group, step = divmod(at, self._steps)
             rows = slice(max(begin - at * self._size, 0), end - at * self._size)
             pieces.append([result[rows] for result in self._pieces[self._groups[group].start, step]])
-        return Known(torch.cat(layer) for layer in zip(*pieces, strict=True))
+        return Known([torch.cat(layer) for layer in zip(*pieces, strict=True)])
 
 
 class Known:
-    """Gives layers results that are known, one after the other."""
+    """Knows what a torso would make of a batch."""
 
-    def __init__(self, results: Iterator[Tensor]) -> None:
-        """Take them in the order in which the layers are called."""
+    def __init__(self, results: list[Tensor]) -> None:
+        """Take the results of its layers."""
         self._results = results
 
-    def __call__(self, function: Layer, *arguments: Any) -> Tensor:
-        """What a layer's function would return, with a gradient for its arguments."""
-        result: Tensor = _KNOWN[function].apply(self._results, *arguments)
-        return result
+    def __call__(self, torso: Any, stacks: Tensor) -> Tensor:
+        """The torso's features, with a gradient for its weights; the stacks need not be there."""
+        return _known(torso, self._results, *torso.parameters())
 
 
-class _Convolution(torch.autograd.Function):
+class _Known(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, results: Iterator[Tensor], images: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, ...] = (1, 1)
-    ) -> Tensor:
-        ctx.save_for_backward(images, weight)
-        ctx.stride = stride
-        return next(results)
+    def forward(ctx: Any, torso: Layered, results: list[Tensor], *weights: Tensor) -> Tensor:
+        ctx.torso, ctx.results = torso, results
+        return results[-1]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        images, weight = ctx.saved_tensors
-        shape = [len(weight)], ctx.stride, [0, 0], [1, 1], False, [0, 0], 1  # no padding, no dilation, one group
-        gradients = torch.ops.aten.convolution_backward(gradient, images, weight, *shape, ctx.needs_input_grad[1:4])
-        return None, *gradients, None
+        return None, None, *ctx.torso.gradients(ctx.results, gradient)
 
 
-class _Dense(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, results: Iterator[Tensor], features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(features, weight)
-        return next(results)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        features, weight = ctx.saved_tensors
-        return None, gradient @ weight, gradient.T @ features, gradient.sum(0)
-
-
-_KNOWN: dict[Layer, Any] = {nn.functional.conv2d: _Convolution, nn.functional.linear: _Dense}
+_known: Callable[..., Tensor] = _Known.apply

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agents.activations import Compute, compute
+from agents.activations import Look, look
 from envs.contract import VOCABULARY, GameDescription, InputError
 
 HIDDEN = 512  # features of the image torsos
@@ -76,16 +76,38 @@ class NatureCNN(nn.Module):
         self._layers = tuple(each for each in self.convolutions if isinstance(each, nn.Conv2d))
         self._over_blocks: tuple[Tensor, Tensor] | None = None  # weights of the first, and the same over blocks
 
-    def forward(self, stacks: Tensor, layer: Compute = compute) -> Tensor:
-        """(B, depth, C, H, W) uint8 -> (B, features); `layer` calls the layers' functions."""
+    def forward(self, stacks: Tensor) -> Tensor:
+        """(B, depth, C, H, W) uint8 -> (B, features)."""
+        return self.layers(stacks)[-1]
+
+    def layers(self, stacks: Tensor) -> list[Tensor]:
+        """The images as blocks, and what each layer makes of what is before it, behind its ReLU; the last are the features."""
         first, second, third = self._layers
         convolve = nn.functional.conv2d
-        images = layer(convolve, _as_blocks(stacks), self._weights_over_blocks(first.weight), first.bias).relu_()
-        images = layer(convolve, images, second.weight, second.bias, second.stride).relu_()
-        # Its ReLU behind `flatten`: the gradient is then in one order
-        features = layer(convolve, images, third.weight, third.bias).flatten(1)
-        features = layer(nn.functional.linear, features.relu_(), self.dense.weight, self.dense.bias)
-        return features.relu_()
+        blocks = _as_blocks(stacks)
+        one = convolve(blocks, self._weights_over_blocks(first.weight), first.bias).relu_()
+        two = convolve(one, second.weight, second.bias, second.stride).relu_()
+        three = convolve(two, third.weight, third.bias).contiguous().relu_()  # behind the copy: the gradient is in one order
+        return [blocks, one, two, three, self.dense(three.flatten(1)).relu_()]
+
+    def gradients(self, results: list[Tensor], gradient: Tensor) -> list[Tensor]:
+        """Gradients of its weights, in the order of `parameters`, as autograd makes them.
+
+        Args:
+            results: Of `layers`.
+            gradient: Of the features, (B, features).
+        """
+        first, second, third = self._layers
+        blocks, one, two, three, features = results
+        behind_relu = torch.ops.aten.threshold_backward
+        gradient = behind_relu(gradient, features, 0)
+        dense = gradient.T @ three.flatten(1), gradient.sum(0)
+        gradient = behind_relu((gradient @ self.dense.weight).view(three.shape), three, 0)
+        gradient, *of_third = _convolution_gradients(gradient, two, third.weight)
+        gradient, *of_second = _convolution_gradients(behind_relu(gradient, two, 0), one, second.weight, second.stride)
+        weight = _over_blocks(first.weight)
+        _, over_blocks, bias = _convolution_gradients(behind_relu(gradient, one, 0), blocks, weight, of_images=False)
+        return [_from_blocks(over_blocks / 255), bias, *of_second, *of_third, *dense]
 
     def _weights_over_blocks(self, weight: Tensor) -> Tensor:
         """The first convolution's; on a CPU, where no gradient is wanted, made once for many forward passes."""
@@ -276,9 +298,9 @@ class Network(nn.Module):
         self.beside = Beside(game.extra_size - game.num_tokens, game.num_tokens) if game.extra_size else None
         self.features = self.torso.features + (self.beside.features if self.beside else 0)
 
-    def see(self, stacks: Tensor, extra: Tensor, layer: Compute = compute) -> Tensor:
-        """(B, depth, *shape), (B, E) -> (B, features); `layer` calls the functions of the Nature CNN's layers."""
-        features: Tensor = self.torso(stacks, layer) if isinstance(self.torso, NatureCNN) else self.torso(stacks)
+    def see(self, stacks: Tensor, extra: Tensor, look: Look = look) -> Tensor:
+        """(B, depth, *shape), (B, E) -> (B, features); `look` lets the torso look at the stacks."""
+        features = look(self.torso, stacks)
         return features if self.beside is None else torch.cat([features, self.beside(extra)], -1)
 
 
@@ -294,13 +316,13 @@ class ActorCritic(Network):
         self.policy = orthogonal(nn.Linear(features, game.num_actions), 0.01)
         self.value = orthogonal(nn.Linear(features, 1), 1.0)
 
-    def forward(self, inputs: Inputs, state: Tensor, layer: Compute = compute) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, inputs: Inputs, state: Tensor, look: Look = look) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs (L, B, ...) and the state before them (B, S) -> logits (L, B, A), values (L, B), the state after them (B, S).
 
-        Logits and values are float32 under autocast too. Without a memory S is 0, and each step is seen for itself. `layer`
-        calls the functions of the Nature CNN's layers.
+        Logits and values are float32 under autocast too. Without a memory S is 0, and each step is seen for itself. `look`
+        lets the torso look at the stacks.
         """
-        features = self.see(inputs.stacks.flatten(0, 1), inputs.extra.flatten(0, 1), layer).view(*inputs.is_first.shape, -1)
+        features = self.see(inputs.stacks.flatten(0, 1), inputs.extra.flatten(0, 1), look).view(*inputs.is_first.shape, -1)
         if self.memory is not None:
             features, state = self.memory(features, inputs, state)
         return self.policy(features).float(), self.value(features).float().squeeze(-1), state
@@ -351,6 +373,24 @@ def _over_blocks(weight: Tensor) -> Tensor:
     out, channels, size, _ = weight.shape
     blocks = weight.reshape(out, channels, size // _BLOCK, _BLOCK, size // _BLOCK, _BLOCK).permute(0, 2, 4, 1, 3, 5)
     return blocks.flatten(3).permute(0, 3, 1, 2)
+
+
+def _from_blocks(weight: Tensor) -> Tensor:
+    """The way back: (O, I * 16, 2, 2) -> (O, I, 8, 8)."""
+    out, _, places, _ = weight.shape
+    blocks = weight.permute(0, 2, 3, 1).reshape(out, places, places, -1, _BLOCK, _BLOCK)
+    return blocks.permute(0, 3, 1, 4, 2, 5).reshape(out, -1, places * _BLOCK, places * _BLOCK)
+
+
+def _convolution_gradients(
+    gradient: Tensor, images: Tensor, weight: Tensor, stride: tuple[int, ...] = (1, 1), *, of_images: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of images, weight and bias of a convolution without padding."""
+    rest = [len(weight)], stride, [0, 0], [1, 1], False, [0, 0], 1  # no padding, no dilation, one group
+    gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
+        gradient, images, weight, *rest, (of_images, True, True)
+    )
+    return gradients
 
 
 def _dtype_on(device: torch.device) -> torch.dtype:

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from agents.activations import Activations, compute
+from agents.activations import Activations, look
 from agents.agent import BrokenOff, NonFiniteError, Setting
 from agents.cuda_graphs import Graphed
 from agents.learner import Learner, Update, finished
@@ -164,7 +164,7 @@ class OnPolicyAgent(ABC):
         self.state = torch.zeros((setting.num_envs, state_size), device=setting.device)  # the memory's, before the next step
         self._times = {group.start: -1 for group in setting.groups}  # each group's step in the rollout
         self._began = 0  # frames when the rollout was begun
-        self.activations: Activations | None = None  # where learning takes the results of layers from acting
+        self.activations: Activations | None = None  # where learning takes what the torso made from acting
         self.replay = None
 
     @abstractmethod
@@ -211,7 +211,7 @@ class OnPolicyAgent(ABC):
         """Draw actions: the fields of Inputs (1, B, ...), the memory's state (B, S), waits drawn with rate 1 (B, A)."""
         *seen, state, waits = given
         with autocast(self.setting):
-            logits, values, state = self.actor(Inputs(*seen), state, self.activations or compute)
+            logits, values, state = self.actor(Inputs(*seen), state, self.activations or look)
         log_probs = logits[0].log_softmax(-1)
         # Of waits with these rates the shortest is a draw: torch.multinomial's own, but for its checks, which cost as much
         actions = (log_probs.exp() / waits).argmax(-1, keepdim=True)
@@ -341,9 +341,9 @@ class OnPolicyAgent(ABC):
         def work(network: nn.Module, part: Tensor) -> dict[str, Tensor]:
             steps, slots, state = self.past.unit(part)
             batch = Batch(*(field[steps, slots] for field in rollout))
-            layer = self.activations.known(part) if self.activations else compute
+            inputs = self.past.inputs(steps, slots, stacks=self.activations is None)
             with autocast(self.setting):
-                logits, values, _ = network(self.past.inputs(steps, slots), state, layer)
+                logits, values, _ = network(inputs, state, self.activations.known(part) if self.activations else look)
             loss, parts = self.loss(logits, values, batch)
             share = batch.weights.sum() / total
             torch.autograd.backward(loss * share)

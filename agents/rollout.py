@@ -169,12 +169,14 @@ class Rollout:
         steps = chunks * self.chunk + torch.arange(self.chunk, device=units.device)[:, None]
         return steps, slots, self.states[chunks, slots]
 
-    def inputs(self, t: Tensor, slots: Tensor) -> Inputs:
-        """What the agent saw: (L, B), (B,) -> (L, B, ...)."""
-        rows = t + self.depth - 1
-        stacks = gather_stacks(self.frames, rows, slots, self.age[rows, slots], self.depth)
+    def inputs(self, t: Tensor, slots: Tensor, *, stacks: bool = True) -> Inputs:
+        """What the agent saw: (L, B), (B,) -> (L, B, ...); without `stacks` nothing is gathered for those."""
+        seen = self.frames.new_empty((*t.shape, 0))
+        if stacks:
+            rows = t + self.depth - 1
+            seen = gather_stacks(self.frames, rows, slots, self.age[rows, slots], self.depth)
         beside = (self.extra, self.last_actions, self.last_rewards, self.is_first)
-        return Inputs(stacks, *(table[t, slots] for table in beside))
+        return Inputs(seen, *(table[t, slots] for table in beside))
 
     def state_dict(self, newest: int) -> dict[str, Tensor]:
         """The rows that are in use, if `newest` is the last step that was put for any environment."""

@@ -2,10 +2,8 @@
 
 import pytest
 import torch
-from torch import nn
 
-from agents import activations
-from agents.activations import Activations, compute
+from agents.activations import Activations, Known, look
 from agents.networks import NatureCNN
 from envs.contract import InputError
 from tests.agents.driving import build, configure, describe, draw_tape, play_tape, same, split
@@ -52,44 +50,46 @@ def test_it_is_so_in_bfloat16():
 
 
 def test_no_layer_is_computed_to_learn(monkeypatch):
+    """Nor are stacks gathered: the blocks that they became are kept as well."""
     agent = make()
-    called = []
+    seen, learned = [], []
 
-    def counted(network, stacks, layer=compute):
-        called.append((len(stacks), layer))
-        return forward(network, stacks, layer)
+    def counted_layers(torso, stacks):
+        seen.append(len(stacks))
+        return layers(torso, stacks)
 
-    forward = NatureCNN.forward
-    monkeypatch.setattr(NatureCNN, "forward", counted)
+    def counted_gradients(torso, results, gradient):
+        learned.append([len(result) for result in results])
+        return gradients(torso, results, gradient)
+
+    layers, gradients = NatureCNN.layers, NatureCNN.gradients
+    monkeypatch.setattr(NatureCNN, "layers", counted_layers)
+    monkeypatch.setattr(NatureCNN, "gradients", counted_gradients)
+    monkeypatch.setattr("agents.rollout.gather_stacks", None)
     play_tape(agent, tape_of(2))
-    learned = [layer for size, layer in called if size == NUM_ENVS * STEPS]
-    assert len(learned) == 2
-    assert all(isinstance(layer, activations.Known) for layer in learned)
-    images, weight, bias = torch.zeros(4, 3, 8, 8), torch.zeros(2, 3, 2, 2), torch.zeros(2)
-    kept = torch.rand(4, 2, 7, 7)
-    assert torch.equal(activations.Known(iter([kept]))(nn.functional.conv2d, images, weight, bias), kept)
+    assert learned == [[NUM_ENVS * STEPS] * 5] * 2
+    assert set(seen) == {NUM_ENVS // 2}
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_gradients_are_those_of_the_layers(stride):
-    """Against torch's numerical gradients, in float64."""
-    draw = torch.Generator().manual_seed(0)
-
-    def drawn(*shape):
-        return torch.randn(shape, generator=draw, dtype=torch.float64).requires_grad_()
-
-    cases = (
-        (nn.functional.conv2d, (drawn(2, 3, 8, 8), drawn(4, 3, 2, 2), drawn(4)), ((stride, stride),)),
-        (nn.functional.linear, (drawn(3, 5), drawn(4, 5), drawn(4)), ()),
-    )
-    for function, arguments, rest in cases:
-        result = function(*arguments, *rest)
-        ours = activations.Known(iter([result.detach().clone()]))(function, *arguments, *rest)
-        upstream = torch.randn(result.shape, generator=draw, dtype=torch.float64)
-        for mine, theirs in zip(
-            torch.autograd.grad(ours, arguments, upstream), torch.autograd.grad(result, arguments, upstream), strict=True
-        ):
-            torch.testing.assert_close(mine, theirs)
+@pytest.mark.parametrize("shape", [(4, 84, 84), (3, 38, 61)])
+def test_gradients_are_those_of_autograd(shape):
+    """With pixels left over at the right and at the bottom too; laid out in memory as the weights are."""
+    torch.manual_seed(0)
+    torso = NatureCNN(*shape)
+    stacks = torch.randint(256, (3, shape[0], 1, *shape[1:]), dtype=torch.uint8)
+    upstream = torch.randn(3, torso.features)
+    with torch.no_grad():
+        known = Known(torso.layers(stacks))
+    gradients = []
+    for see, given in ((known, stacks[:0]), (look, stacks)):
+        torso.zero_grad()
+        features = see(torso, given)
+        assert torch.equal(features, torso(stacks))
+        features.backward(upstream)
+        gradients.append([weight.grad.clone() for weight in torso.parameters()])
+    for ours, theirs, weight in zip(*gradients, torso.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
+        assert ours.stride() == weight.stride()
 
 
 def test_units_come_group_by_group_and_step_by_step():
@@ -106,8 +106,8 @@ def test_nothing_is_kept_beyond_the_update_that_it_is_for():
 
 
 def test_a_rollout_with_what_is_kept_has_to_fit_into_memory(monkeypatch):
-    """In float32, three pictures and a vector: 32 of 12 x 14, 64 of 5 x 6 and of 3 x 4, and 512."""
-    kept = 4 * (32 * 12 * 14 + 64 * 5 * 6 + 64 * 3 * 4 + 512) * NUM_ENVS * STEPS
+    """In float32, four pictures and a vector: 32 of 13 x 15, 32 of 12 x 14, 64 of 5 x 6 and of 3 x 4, and 512."""
+    kept = 4 * (32 * 13 * 15 + 32 * 12 * 14 + 64 * 5 * 6 + 64 * 3 * 4 + 512) * NUM_ENVS * STEPS
     size = make().rollout.size + kept
     monkeypatch.setattr("agents.storage.free_memory", lambda: 10 * size)
     make()
