@@ -81,7 +81,7 @@ class A2C(OnPolicyAgent):
     def _check_room(self, activations: Activations) -> None:
         self.see(activations, 0, slice(0, 1))
         units = self.rollout.num_units
-        size = self.rollout.size + units * activations.size
+        size = self.rollout.size + 2 * units * activations.size  # twice: as it was made, and put together to learn
         what = f"what the network makes of {units:,} steps, with the rollout of these,"
         check_room(what, size, "take fewer --rollout-steps or --num-envs")
         activations.forget()

@@ -1,16 +1,17 @@
 """A forward pass that is not made twice: what a torso's layers made of an observation is kept until it is learned from.
 
-    act     torso.layers(stacks) ── Activations ──▶ results, kept
-    learn   Known ──▶ the last of them, the features; with their gradients, by torso.gradients(results, gradient)
+    act     torso.results(stacks) ── Activations ──▶ kept
+    learn   Known ──▶ the last of them, the features; with gradients by torso.gradients(results, gradient)
 
 A2C takes one gradient step a rollout, with the weights that it acted with: a forward pass would compute it all again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 Look = Callable[[Any, Tensor], Tensor]  # (torso, stacks) -> features, (B, F)
 
@@ -18,11 +19,11 @@ Look = Callable[[Any, Tensor], Tensor]  # (torso, stacks) -> features, (B, F)
 class Layered(Protocol):
     """A torso whose results can be kept."""
 
-    def layers(self, stacks: Tensor) -> list[Tensor]:
+    def results(self, stacks: Tensor) -> Iterator[Tensor]:
         """What each layer makes of a batch; the last are the features."""
 
-    def gradients(self, results: list[Tensor], gradient: Tensor) -> list[Tensor]:
-        """Gradients of its weights, in the order of `parameters`; of `layers`' results and the features' gradient."""
+    def gradients(self, results: Sequence[Tensor], gradient: Tensor) -> list[Tensor]:
+        """Gradients of its weights, in the order of `parameters`, of all results and the features' gradient."""
 
 
 def look(torso: nn.Module, stacks: Tensor) -> Tensor:
@@ -52,7 +53,7 @@ class Activations:
         return sum(result.nbytes for piece in self._pieces.values() for result in piece)
 
     def begin(self, t: int, slots: slice) -> None:
-        """What is called from now on belongs to step t of a group."""
+        """What is looked at from now on belongs to step t of a group."""
         self._at = slots.start, t
 
     def forget(self) -> None:
@@ -61,7 +62,7 @@ class Activations:
 
     def __call__(self, torso: Layered, stacks: Tensor) -> Tensor:
         """Let a torso look at a batch, and keep what its layers make of it."""
-        results = self._pieces[self._at] = torso.layers(stacks)
+        results = self._pieces[self._at] = [*torso.results(stacks)]
         return results[-1]
 
     def known(self, part: Tensor) -> "Known":
@@ -91,18 +92,20 @@ class Known:
 
     def __call__(self, torso: Any, stacks: Tensor) -> Tensor:
         """The torso's features, with a gradient for its weights; the stacks need not be there."""
-        return _known(torso, self._results, *torso.parameters())
+        return _features(torso, self._results, *torso.parameters())
 
 
-class _Known(torch.autograd.Function):
+class _Features(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, torso: Layered, results: list[Tensor], *weights: Tensor) -> Tensor:
-        ctx.torso, ctx.results = torso, results
+        ctx.torso = torso
+        ctx.save_for_backward(*results)  # not for itself on `ctx`: the last is what is returned, and would keep itself alive
         return results[-1]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *ctx.torso.gradients(ctx.results, gradient)
+        return None, None, *ctx.torso.gradients(ctx.saved_tensors, gradient)
 
 
-_known: Callable[..., Tensor] = _Known.apply
+_features: Callable[..., Tensor] = _Features.apply

@@ -14,6 +14,8 @@ A torso takes stacks (B, depth, *shape) as they are stored (uint8 images and RAM
 """
 
 import math
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -78,23 +80,28 @@ class NatureCNN(nn.Module):
 
     def forward(self, stacks: Tensor) -> Tensor:
         """(B, depth, C, H, W) uint8 -> (B, features)."""
-        return self.layers(stacks)[-1]
+        return deque(self.results(stacks), maxlen=1).pop()  # the last alone, so that what is behind it can go
 
-    def layers(self, stacks: Tensor) -> list[Tensor]:
+    def results(self, stacks: Tensor) -> Iterator[Tensor]:
         """The images as blocks, and what each layer makes of what is before it, behind its ReLU; the last are the features."""
         first, second, third = self._layers
         convolve = nn.functional.conv2d
-        blocks = _as_blocks(stacks)
-        one = convolve(blocks, self._weights_over_blocks(first.weight), first.bias).relu_()
-        two = convolve(one, second.weight, second.bias, second.stride).relu_()
-        three = convolve(two, third.weight, third.bias).contiguous().relu_()  # behind the copy: the gradient is in one order
-        return [blocks, one, two, three, self.dense(three.flatten(1)).relu_()]
+        images = _as_blocks(stacks)
+        yield images
+        images = convolve(images, self._weights_over_blocks(first.weight), first.bias).relu_()
+        yield images
+        images = convolve(images, second.weight, second.bias, second.stride).relu_()
+        yield images
+        # In rows, as the dense layer reads them, before the ReLU: so its gradient is in rows too
+        images = convolve(images, third.weight, third.bias).contiguous().relu_()
+        yield images
+        yield self.dense(images.flatten(1)).relu_()
 
-    def gradients(self, results: list[Tensor], gradient: Tensor) -> list[Tensor]:
-        """Gradients of its weights, in the order of `parameters`, as autograd makes them.
+    def gradients(self, results: Sequence[Tensor], gradient: Tensor) -> list[Tensor]:
+        """Gradients of its weights, in the order of `parameters`; autograd's, up to rounding.
 
         Args:
-            results: Of `layers`.
+            results: All of them.
             gradient: Of the features, (B, features).
         """
         first, second, third = self._layers
@@ -105,7 +112,7 @@ class NatureCNN(nn.Module):
         gradient = behind_relu((gradient @ self.dense.weight).view(three.shape), three, 0)
         gradient, *of_third = _convolution_gradients(gradient, two, third.weight)
         gradient, *of_second = _convolution_gradients(behind_relu(gradient, two, 0), one, second.weight, second.stride)
-        weight = _over_blocks(first.weight)
+        weight = _over_blocks(first.weight)  # only its shape is read: the gradient of the pixels is not wanted
         _, over_blocks, bias = _convolution_gradients(behind_relu(gradient, one, 0), blocks, weight, of_images=False)
         return [_from_blocks(over_blocks / 255), bias, *of_second, *of_third, *dense]
 
@@ -216,7 +223,7 @@ def make_torso(game: GameDescription, depth: int, kind: str) -> NatureCNN | Impa
 class Inputs(NamedTuple):
     """What an agent sees in L steps in a row of B environments; L is 1 where nothing is remembered."""
 
-    stacks: Tensor  # (L, B, depth, *shape)
+    stacks: Tensor  # (L, B, depth, *shape); (L, B, 0) where what a torso makes of them is known
     extra: Tensor  # (L, B, E) the numbers beside the picture
     last_actions: Tensor  # (L, B) what was played before
     last_rewards: Tensor  # (L, B) what that brought, in the game's own units

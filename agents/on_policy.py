@@ -164,7 +164,7 @@ class OnPolicyAgent(ABC):
         self.state = torch.zeros((setting.num_envs, state_size), device=setting.device)  # the memory's, before the next step
         self._times = {group.start: -1 for group in setting.groups}  # each group's step in the rollout
         self._began = 0  # frames when the rollout was begun
-        self.activations: Activations | None = None  # where learning takes what the torso made from acting
+        self.activations: Activations | None = None  # what the torso made when it acted, where it is kept to learn
         self.replay = None
 
     @abstractmethod
@@ -341,9 +341,10 @@ class OnPolicyAgent(ABC):
         def work(network: nn.Module, part: Tensor) -> dict[str, Tensor]:
             steps, slots, state = self.past.unit(part)
             batch = Batch(*(field[steps, slots] for field in rollout))
-            inputs = self.past.inputs(steps, slots, stacks=self.activations is None)
+            known = self.activations.known(part) if self.activations else None
+            inputs = self.past.inputs(steps, slots, stacks=known is None)
             with autocast(self.setting):
-                logits, values, _ = network(inputs, state, self.activations.known(part) if self.activations else look)
+                logits, values, _ = network(inputs, state, known or look)
             loss, parts = self.loss(logits, values, batch)
             share = batch.weights.sum() / total
             torch.autograd.backward(loss * share)
