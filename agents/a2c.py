@@ -75,16 +75,15 @@ class A2C(OnPolicyAgent):
         """
         super().__init__(config, setting)
         if setting.device.type == "cpu" and isinstance(self.network.torso, NatureCNN) and self.network.memory is None:
+            self._check_room()
             self.activations = Activations(config.rollout_steps, setting.groups)
-            self._check_room(self.activations)
 
-    def _check_room(self, activations: Activations) -> None:
-        self.see(activations, 0, slice(0, 1))
+    def _check_room(self) -> None:
+        one = Activations(1, (slice(0, 1),))
+        self.see(one, 0, slice(0, 1))
         units = self.rollout.num_units
-        size = self.rollout.size + 2 * units * activations.size  # twice: as it was made, and put together to learn
         what = f"what the network makes of {units:,} steps, with the rollout of these,"
-        check_room(what, size, "take fewer --rollout-steps or --num-envs")
-        activations.forget()
+        check_room(what, self.rollout.size + units * one.size, "take fewer --rollout-steps or --num-envs")
 
     def make_optimizer(self, weights: list[nn.Parameter]) -> torch.optim.Optimizer:
         """RMSprop."""

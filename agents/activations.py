@@ -33,37 +33,49 @@ def look(torso: nn.Module, stacks: Tensor) -> Tensor:
 
 
 class Activations:
-    """Results of a torso's layers over a rollout, in pieces of one step of one group.
+    """Results of a torso's layers over a rollout, in the order in which they are learned from.
 
-    What is learned from is in the order of the pieces: group by group, and step by step in each.
+    That is group by group, and step by step in each: what a group adds in a step is one piece, and so is a thread's part.
     """
 
     def __init__(self, steps: int, groups: tuple[slice, ...]) -> None:
         """For so many steps of groups of one size."""
-        self._steps, self._groups = steps, groups
-        self._size = groups[0].stop - groups[0].start
-        self._pieces: dict[tuple[int, int], list[Tensor]] = {}
+        self._steps, self._size = steps, groups[0].stop - groups[0].start
         grid = torch.arange(steps * len(groups) * self._size).view(steps, -1)
         self.units = torch.cat([grid[:, group].flatten() for group in groups])
-        """Every step of every environment, `t * N + slot`, in the order of the pieces: (T * N,)."""
+        """Every step of every environment, `t * N + slot`, in that order: (T * N,)."""
+        self._begun: set[int] = set()  # where the pieces begin that are there
+        self._layers: list[Tensor] = []  # (T * N, ...), laid out in memory as each layer does
 
     @property
     def size(self) -> int:
-        """Bytes that are kept."""
-        return sum(result.nbytes for piece in self._pieces.values() for result in piece)
+        """Bytes that they take, once a torso has looked at something."""
+        return sum(layer.nbytes for layer in self._layers)
 
     def begin(self, t: int, slots: slice) -> None:
         """What is looked at from now on belongs to step t of a group."""
-        self._at = slots.start, t
+        self._at = self._place(t, slots.start)
 
     def forget(self) -> None:
         """The weights change: nothing that was kept is of any use."""
-        self._pieces.clear()
+        self._begun.clear()
 
     def __call__(self, torso: Layered, stacks: Tensor) -> Tensor:
         """Let a torso look at a batch, and keep what its layers make of it."""
-        results = self._pieces[self._at] = [*torso.results(stacks)]
+        results = [*torso.results(stacks)]
+        if not self._layers:
+            self._layers = [self._room(result) for result in results]
+        rows = slice(self._at, self._at + len(stacks))
+        for layer, result in zip(self._layers, results, strict=True):
+            layer[rows].copy_(result)
+        self._begun.add(self._at)
         return results[-1]
+
+    def _room(self, result: Tensor) -> Tensor:
+        """For a whole rollout of a layer's results, each laid out as it is here."""
+        shape, strides = (len(self.units), *result.shape[1:]), (result[0].numel(), *result.stride()[1:])
+        with torch.inference_mode(False):  # what is made for inference alone cannot be learned from
+            return torch.empty_strided(shape, strides, dtype=result.dtype)
 
     def known(self, part: Tensor) -> "Known":
         """Results for some neighbours among `units`, (B,).
@@ -71,16 +83,18 @@ class Activations:
         Raises:
             KeyError: they were forgotten.
         """
-        t, slot = divmod(int(part[0]), self._size * len(self._groups))
-        begin = slot // self._size * self._size * self._steps + t * self._size + slot % self._size  # among all units
-        end = begin + len(part)
-        assert torch.equal(part, self.units[begin:end])
-        pieces = []
-        for at in range(begin // self._size, -(-end // self._size)):
-            group, step = divmod(at, self._steps)
-            rows = slice(max(begin - at * self._size, 0), end - at * self._size)
-            pieces.append([result[rows] for result in self._pieces[self._groups[group].start, step]])
-        return Known([torch.cat(layer) for layer in zip(*pieces, strict=True)])
+        begin = self._place(*divmod(int(part[0]), len(self.units) // self._steps))
+        rows = slice(begin, begin + len(part))
+        assert torch.equal(part, self.units[rows])
+        if missing := set(range(begin - begin % self._size, rows.stop, self._size)) - self._begun:
+            raise KeyError(min(missing))
+        return Known([layer[rows] for layer in self._layers])
+
+    def _place(self, t: int, slot: int) -> int:
+        """Where a step of an environment is among `units`."""
+        group, within = divmod(slot, self._size)
+        place: int = (group * self._steps + t) * self._size + within
+        return place
 
 
 class Known:
