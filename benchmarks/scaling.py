@@ -112,7 +112,7 @@ def serve(case: Case, seconds: float, pipe: Connection) -> None:
             training = rate(train, seconds)
             for group, slots in enumerate(envs.groups):  # behind an update no step is under way
                 envs.send(np.zeros(slots.stop - slots.start, np.int64), group)
-            playing = bench.play(envs, seconds)
+            playing = rate(bench.player(envs), seconds)
             for group in range(len(envs.groups)):
                 envs.recv(group)
             figures = (playing, training, memory_with_workers() / 1e6, bench.plan.workers)
@@ -136,7 +136,8 @@ def batch(options: Scaling) -> Rounds:
 
     def learn(size: str) -> Figures:
         changes = {"num_envs": 1, "rollout_steps": int(size.replace(",", "")), "minibatches": 1}
-        return {"samples/s": Bench(Case("ppo", PIXELS, changes), Options()).learn(options.seconds)}
+        bench = Bench(Case("ppo", PIXELS, changes), Options())
+        return {"samples/s": rate(bench.learner(bench.agent()), options.seconds)}
 
     return by_turns([f"{2**power:,}" for power in range(4, 11)], learn, options)
 

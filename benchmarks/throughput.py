@@ -14,9 +14,12 @@ actions, see stacks of four 84x84 images, and run the same update schedule. The 
 
 in the precision of the run. It is a limit where each part fills the same cores; with a GPU, or with cores that no worker takes,
 parts run beside each other. l has the forward pass, which A2C leaves out where acting has made it. The samples of f and l lie
-ready: what stacking, storing, sampling, counting and waiting cost is the distance from it. What is compared takes turns, round
-by round, on the same machine; a ratio is the median over the rounds. Only ratios mean anything: the machine may be busy with
-something else. stable-baselines3 has a process of its own, in which this project sets nothing.
+ready: what stacking, storing, sampling, counting and waiting cost is the distance from it.
+
+Everything of a case is open at once, and its parts take turns of a second or less within a round, so that a machine that is
+fast in one second and slow in the next is so for all of them alike; the cases take turns round by round. A ratio is the median
+over the rounds. Only ratios mean anything: the machine may be busy with something else. stable-baselines3 has a process of its
+own, in which this project sets nothing.
 """
 
 import dataclasses
@@ -28,12 +31,13 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
 from itertools import islice
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -57,7 +61,10 @@ from training.presets import preset
 from training.start import build_agent, commit, plan_of
 
 WARM_UP = 0.25  # share of the seconds
+TURNS = 10  # of each part in a round
+_SB3_WARM_UP = 2_048  # steps; behind them its DQN learns
 RESULTS = Path(__file__).parent / "results"
+Work = Callable[[], int]  # makes some steps, or learns from some samples, and returns how many
 _PIXELS = "BerzerkNoFrameskip-v0"
 
 
@@ -147,18 +154,26 @@ class Bench:
 
     def measure(self) -> dict[str, float]:
         """Rates of one round, by name."""
-        part = self.seconds / 3
-        rates = {"games": self.games(part)}
-        if atari.rom_of(self.case.env) and "-ram" not in self.case.env:
-            rates["AtariVectorEnv"] = vector_env_rate(self.case.env, self.num_envs, part)
-        rates |= {"forward": self.forward(part), "learn": self.learn(part), "ours": self.train()}
+        with ExitStack() as opened:
+            rates = by_turns(self._parts(opened))
         fastest = max(rates["games"], rates.get("AtariVectorEnv", 0))
         if self.plan.device == "cpu" and self.players >= usable_cores():  # every part has the whole machine
             rates["limit"] = 1 / (1 / fastest + 1 / rates["forward"] + self.samples_per_step / rates["learn"])
-        if self.case.sb3 is not None:
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _be_quiet) as pool:
-                rates["stable-baselines3"] = pool.submit(sb3_rate, self.case, self.seconds, self.plan.device).result()
         return rates
+
+    def _parts(self, opened: ExitStack) -> dict[str, tuple[Work, float]]:
+        """What is measured, and how many seconds of each; what it needs stays open as long as `opened` is."""
+        part, agent = self.seconds / 3, self.agent()
+        parts = {"games": (self.player(opened.enter_context(self.games(self.players))), part)}
+        rom = atari.rom_of(self.case.env)
+        if rom and "-ram" not in self.case.env:
+            parts["AtariVectorEnv"] = opened.enter_context(vector_env(rom, self.num_envs)), part
+        parts["forward"] = self.forward(agent), part
+        parts["learn"] = self.learner(agent), part
+        parts["ours"] = self.trainer(opened.enter_context(self.games())), self.seconds
+        if self.case.sb3 is not None:
+            parts["stable-baselines3"] = opened.enter_context(stable_baselines3(self.case, self.plan.device)), self.seconds
+        return parts
 
     @property
     def samples_per_step(self) -> float:
@@ -178,14 +193,15 @@ class Bench:
         """The games, as a run opens them, or in as many workers."""
         return WorkerEnvs(self.case.env, self.num_envs, num_groups=self.plan.groups, num_workers=workers or self.plan.workers)
 
-    def games(self, seconds: float) -> float:
-        """Steps a second of our workers with random actions and nothing learned, on every core."""
-        with self.open(self.players) as envs:
+    @contextmanager
+    def games(self, workers: int | None = None) -> Iterator[WorkerEnvs]:
+        """The same, and each has begun with a seed of its own."""
+        with self.open(workers) as envs:
             envs.reset([[seed] for seed in game_seeds(0, 1, range(self.num_envs))])
-            return self.play(envs, seconds)
+            yield envs
 
-    def play(self, envs: WorkerEnvs, seconds: float) -> float:
-        """The same of games that are open, a step of every group under way before and after."""
+    def player(self, envs: WorkerEnvs) -> Work:
+        """Steps of games with random actions and nothing learned, one of every group under way before and after."""
         actions = np.random.default_rng(0).integers(envs.description.num_actions, size=(997, self.num_envs))
         step = 0
 
@@ -197,15 +213,15 @@ class Bench:
                 envs.send(actions[step % len(actions), slots], group)
             return self.num_envs
 
-        return rate(play, seconds)
+        return play
 
     def agent(self) -> Any:
         """An agent, as a run builds it."""
         return build_agent(self.case.algorithm, self.config, self.plan, self.game)
 
-    def forward(self, seconds: float) -> float:
-        """Observations a second through the network, in batches of a group, on every core."""
-        agent, size = self.agent(), self.num_envs // self.plan.groups
+    def forward(self, agent: Any) -> Work:
+        """Observations through the network, in batches of a group, on every core."""
+        size = self.num_envs // self.plan.groups
         threads = Threads(usable_cores() if self.plan.device == "cpu" else 1)
         inputs = [self._inputs(agent, size) for _ in range(threads.count)]
 
@@ -219,14 +235,13 @@ class Bench:
             threads.run(pass_forward, inputs)
             return 20 * size * threads.count
 
-        return rate(work, seconds)
+        return work
 
-    def learn(self, seconds: float) -> float:
-        """Samples a second of gradient steps."""
-        agent = self.agent()
+    def learner(self, agent: Any) -> Work:
+        """Samples of gradient steps."""
         seen = self._inputs(agent, self.batch)
 
-        def work(network: nn.Module, part: Tensor) -> dict[str, Tensor]:
+        def gradients(network: nn.Module, part: Tensor) -> dict[str, Tensor]:
             own = Inputs(*(field[:, part] for field in seen))
             with autocast(agent.setting):
                 if self.case.algorithm == "dqn":
@@ -238,14 +253,14 @@ class Bench:
             return {"loss": loss.detach()}
 
         def step() -> int:
-            agent.shards.gradients(work, torch.arange(self.batch, device=agent.setting.device))
+            agent.shards.gradients(gradients, torch.arange(self.batch, device=agent.setting.device))
             agent.shards.clip(0.5)
             agent.optimizer.step()
             agent.shards.refresh()
             _wait(self.plan.device)
             return self.batch
 
-        return rate(step, seconds)
+        return step
 
     def _inputs(self, agent: Any, size: int) -> Inputs:
         game, depth = agent.setting.game, self.config.agent.frame_stack
@@ -263,12 +278,11 @@ class Bench:
 
     def train(self) -> float:
         """Steps a second of our training loop."""
-        with self.open() as envs:
-            envs.reset([[seed] for seed in game_seeds(0, 1, range(self.num_envs))])
+        with self.games() as envs:
             return rate(self.trainer(envs), self.seconds)
 
-    def trainer(self, envs: WorkerEnvs) -> Callable[[], int]:
-        """Something that trains up to the next update, or its report, and returns the steps of it; the first is made."""
+    def trainer(self, envs: WorkerEnvs) -> Work:
+        """Trains up to the next update, or its report; the first is made."""
         agent = self.agent()
         loop = Turns(envs, agent, Clock())
         while not agent.updates:
@@ -296,12 +310,11 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def vector_env_rate(env_id: str, num_envs: int, seconds: float) -> float:
-    """Steps a second of ale-py's own vector environment under the same rules, random actions."""
+@contextmanager
+def vector_env(rom: str, num_envs: int) -> Iterator[Work]:
+    """ale-py's own vector environment under the same rules, random actions."""
     from ale_py.vector_env import AtariVectorEnv
 
-    rom = atari.rom_of(env_id)
-    assert rom is not None
     envs = AtariVectorEnv(rom, num_envs, repeat_action_probability=0.25, use_fire_reset=False, reward_clipping=False)
     envs.reset(seed=0)
     actions = np.random.default_rng(0).integers(envs.single_action_space.n, size=(997, num_envs))
@@ -314,42 +327,58 @@ def vector_env_rate(env_id: str, num_envs: int, seconds: float) -> float:
         return num_envs
 
     try:
-        return rate(play, seconds)
+        yield play
     finally:
         envs.close()
 
 
-def _be_quiet() -> None:
-    """Say nothing any more: every process of the games would greet."""
+@contextmanager
+def stable_baselines3(case: Case, device: str) -> Iterator[Work]:
+    """stable-baselines3 in a process of its own, standing still but for a rollout and its update at a time."""
+    context = multiprocessing.get_context("spawn")
+    pipe, theirs = context.Pipe()
+    process = context.Process(target=_train_stable_baselines3, args=(case, device, theirs))
+    process.start()
+    theirs.close()  # so that its end is seen
+
+    def work() -> int:
+        pipe.send(True)
+        steps: int = pipe.recv()
+        return steps
+
+    try:
+        yield work
+    finally:
+        pipe.close()
+        process.join()
+
+
+def _train_stable_baselines3(case: Case, device: str, pipe: Connection) -> None:
+    """Train, its environments in processes of their own: a rollout whenever told to, and answer with its steps."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for file in (1, 2):
-        os.dup2(nowhere, file)
+        os.dup2(nowhere, file)  # every process of the games would greet
 
-
-def sb3_rate(case: Case, seconds: float, device: str) -> float:
-    """Agent steps a second of stable-baselines3, its environments in processes of their own."""
-    import stable_baselines3
+    import stable_baselines3 as sb3
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_atari_env
+    from stable_baselines3.common.logger import Logger
     from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack
 
-    parent = os.getppid()
+    class Ask(BaseCallback):
+        """Waits between rollouts, once everything is warm."""
 
-    class Watch(BaseCallback):
-        """Looks at the clock between rollouts, so that as many are counted as were learned from."""
-
-        def _on_training_start(self) -> None:
-            self.start = time.perf_counter()
-            self.seen: list[tuple[float, int]] = []
+        steps = 0  # before the rollout that was told
 
         def _on_rollout_start(self) -> None:
-            spent = time.perf_counter() - self.start
-            if self.seen or (spent > WARM_UP * seconds and self.num_timesteps > 2_048):
-                self.seen.append((spent, self.num_timesteps))
+            if self.num_timesteps > _SB3_WARM_UP:
+                if self.steps:
+                    pipe.send(self.num_timesteps - self.steps)
+                self.steps = self.num_timesteps
+                pipe.recv()
 
         def _on_step(self) -> bool:
-            measured = len(self.seen) > 1 and self.seen[-1][0] - self.seen[0][0] >= seconds
-            return not measured and os.getppid() == parent
+            return True
 
     def make_game(**options: Any) -> Any:
         import ale_py
@@ -360,27 +389,35 @@ def sb3_rate(case: Case, seconds: float, device: str) -> float:
 
     assert case.sb3 is not None
     envs = VecFrameStack(make_atari_env(make_game, case.ours["num_envs"], seed=1, vec_env_cls=SubprocVecEnv), 4)
-    watch = Watch()
     try:
-        model = getattr(stable_baselines3, case.algorithm.upper())("CnnPolicy", envs, seed=1, device=device, **case.sb3)
-        model.learn(10**9, callback=watch)
+        model = getattr(sb3, case.algorithm.upper())("CnnPolicy", envs, seed=1, device=device, **case.sb3)
+        model.set_logger(Logger(None, []))  # the default is as silent, and leaves a folder behind
+        model.learn(10**9, callback=Ask())
+    except EOFError:
+        pass  # nobody asks any more
     finally:
         envs.close()
-    if os.getppid() != parent:  # the benchmark was stopped, and nobody waits for an answer
-        os._exit(1)
-    (start, before), (end, after) = watch.seen[0], watch.seen[-1]
-    return (after - before) / (end - start)
 
 
-def rate(work: Callable[[], int], seconds: float) -> float:
-    """Steps a second of something that returns how many it made, after a warm-up."""
-    start = time.perf_counter()
-    while time.perf_counter() - start < WARM_UP * seconds:
-        work()
-    start, steps = time.perf_counter(), 0
-    while (spent := time.perf_counter() - start) < seconds:
-        steps += work()
-    return steps / spent
+def by_turns(parts: Mapping[str, tuple[Work, float]]) -> dict[str, float]:
+    """Steps a second of works, each for so many seconds in all, behind a warm-up."""
+    for work, seconds in parts.values():
+        start = time.perf_counter()
+        while time.perf_counter() - start < WARM_UP * seconds:
+            work()
+    steps, spent = dict.fromkeys(parts, 0), dict.fromkeys(parts, 0.0)
+    for turn in range(1, TURNS + 1):
+        for name, (work, seconds) in parts.items():
+            while spent[name] < seconds * turn / TURNS:
+                start = time.perf_counter()
+                steps[name] += work()
+                spent[name] += time.perf_counter() - start
+    return {name: steps[name] / spent[name] for name in parts}
+
+
+def rate(work: Work, seconds: float) -> float:
+    """Steps a second of one."""
+    return by_turns({"": (work, seconds)})[""]
 
 
 def machine() -> str:
