@@ -329,18 +329,27 @@ def test_an_existing_run_is_never_overwritten(capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize(
-    "fault", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=["full", "Ctrl-C"]
+    ("step", "fault"),
+    [
+        ("save_config", OSError(errno.ENOSPC, "No space left on device")),
+        ("save_config", KeyboardInterrupt()),
+        ("Run", KeyboardInterrupt()),
+    ],
+    ids=["full", "Ctrl-C", "Ctrl-C behind it"],
 )
-def test_a_run_that_could_not_be_begun_leaves_no_directory(fault: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
+def test_a_run_that_could_not_be_begun_leaves_nothing(step: str, fault: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise fault
 
     let_go: list[object] = []
-    monkeypatch.setattr(start, "save_config", fail)
+    monkeypatch.setattr(start, step, fail)
     monkeypatch.setattr(start.Lock, "release", lambda lock: let_go.append(lock))
+    monkeypatch.setattr(
+        start.WorkerEnvs, "close", lambda envs, close=start.WorkerEnvs.close: (let_go.append(envs), close(envs))
+    )
     assert train.main(["ppo", "--env", "CartPole-v1", "--run-dir", "run"]) == (2 if isinstance(fault, OSError) else 130)
     assert not Path("run").exists()
-    assert len(let_go) == 1
+    assert [type(each).__name__ for each in let_go] == ["Lock", "WorkerEnvs"]
 
 
 @pytest.mark.parametrize("words", ["train.py ppo --env Bowling-ram-v0 --help", "train.py --help", "evaluate.py --help"])

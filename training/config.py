@@ -19,7 +19,7 @@ from training.checkpoint import read_file, write_whole
 AgentConfig = TypeVar("AgentConfig")
 FORMAT = 1  # of config.json
 _MOST_CORES = 1_024  # that a plan may speak of: each is a process and a thread
-_SUFFIXES = {"k": 10**3, "M": 10**6, "B": 10**9}
+_SUFFIXES = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}
 
 
 def parse_count(text: str) -> int:

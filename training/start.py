@@ -6,7 +6,7 @@ import itertools
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -39,15 +39,21 @@ def new_run(algorithm: str, config: RunConfig[Any]) -> Run:
     if run_dir.exists():
         raise InputError(f"{run_dir} exists already and is not a run; --run-dir names another")
     plan = plan_of(config)
-    envs = _open_envs(config, plan)
-    try:
+    with contextlib.ExitStack() as undo:
+        envs = _open_envs(config, plan)
+        undo.callback(envs.close)
         agent = build_agent(algorithm, config, plan, envs.description)
+        with _refused(f"--run-dir {run_dir} cannot be made"):
+            run_dir.mkdir(parents=True)
+        undo.callback(shutil.rmtree, run_dir)
+        lock = Lock(run_dir)
+        undo.callback(lock.release)
         facts = {"protocol": dataclasses.asdict(envs.description.protocol), "versions": versions(), "commit": commit()}
-        lock = _make_directory(run_dir, lambda path: save_config(path, algorithm, config, plan, facts))
-    except BaseException:
-        envs.close()
-        raise
-    return _begin(config, envs, agent, lock)
+        with _refused(f"--run-dir {run_dir} cannot be written"):
+            save_config(run_dir / "config.json", algorithm, config, plan, facts)
+        run = _begin(config, envs, agent, lock)
+        undo.pop_all()
+    return run
 
 
 def plan_of(config: RunConfig[Any]) -> Plan:
@@ -63,22 +69,13 @@ def plan_of(config: RunConfig[Any]) -> Plan:
     return make_plan(config.agent.num_envs, usable_cores(), on, "bf16" if bf16 else "fp32", images=images, slow=slow)
 
 
-def _make_directory(run_dir: Path, write_config: Callable[[Path], None]) -> Lock:
-    """A run's directory, locked and with its config; or none."""
+@contextlib.contextmanager
+def _refused(what: str) -> Iterator[None]:
+    """Say what the system refuses, in one line."""
     try:
-        run_dir.mkdir(parents=True)
+        yield
     except OSError as error:
-        raise InputError(f"--run-dir {run_dir} cannot be made: {error.strerror}") from error
-    with contextlib.ExitStack() as undo:
-        undo.callback(shutil.rmtree, run_dir)
-        lock = Lock(run_dir)
-        undo.callback(lock.release)
-        try:
-            write_config(run_dir / "config.json")
-        except OSError as error:
-            raise InputError(f"--run-dir {run_dir} cannot be written: {error.strerror}") from error
-        undo.pop_all()
-    return lock
+        raise InputError(f"{what}: {error.strerror}") from error
 
 
 def finished(run_dir: Path, trusted: str | None = None) -> bool:
@@ -113,20 +110,17 @@ def old_run(run_dir: Path, trusted: str | None = None) -> Run:
     algorithm, config, plan = load_config(run_dir / "config.json", trusted)
     config = dataclasses.replace(config, run_dir=run_dir)
     pick_device(plan.device)
-    lock = Lock(run_dir)
-    try:
+    with contextlib.ExitStack() as undo:
+        lock = Lock(run_dir)
+        undo.callback(lock.release)
         checkpoint.sweep(run_dir / "checkpoints")
         saved = checkpoint.newest(run_dir / "checkpoints", check=replay_files.verify)
         envs = _open_envs(config, plan)
-        try:
-            agent = build_agent(algorithm, config, plan, envs.description)
-            return _begin(config, envs, agent, lock, saved)
-        except BaseException:
-            envs.close()
-            raise
-    except BaseException:
-        lock.release()
-        raise
+        undo.callback(envs.close)
+        agent = build_agent(algorithm, config, plan, envs.description)
+        run = _begin(config, envs, agent, lock, saved)
+        undo.pop_all()
+    return run
 
 
 def build_agent(algorithm: str, config: RunConfig[Any], plan: Plan, game: GameDescription) -> Agent:
