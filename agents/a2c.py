@@ -83,7 +83,8 @@ class A2C(OnPolicyAgent):
         self.see(one, 0, slice(0, 1))
         units = self.rollout.num_units
         what = f"what the network makes of {units:,} steps, with the rollout of these,"
-        check_room(what, self.rollout.size + units * one.size, "take fewer --rollout-steps or --num-envs")
+        size = self.rollout.size + 2 * units * one.size  # twice: in an update their gradients, most of which are soon gone
+        check_room(what, size, "take fewer --rollout-steps or --num-envs")
 
     def make_optimizer(self, weights: list[nn.Parameter]) -> torch.optim.Optimizer:
         """RMSprop."""

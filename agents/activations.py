@@ -35,7 +35,7 @@ def look(torso: nn.Module, stacks: Tensor) -> Tensor:
 class Activations:
     """Results of a torso's layers over a rollout, in the order in which they are learned from.
 
-    That is group by group, and step by step in each: what a group adds in a step is one piece, and so is a thread's part.
+    That is group by group, and step by step in each: what a group adds in a step lies together, and so does a thread's part.
     """
 
     def __init__(self, steps: int, groups: tuple[slice, ...]) -> None:
@@ -44,7 +44,7 @@ class Activations:
         grid = torch.arange(steps * len(groups) * self._size).view(steps, -1)
         self.units = torch.cat([grid[:, group].flatten() for group in groups])
         """Every step of every environment, `t * N + slot`, in that order: (T * N,)."""
-        self._begun: set[int] = set()  # where the pieces begin that are there
+        self._kept: set[int] = set()  # where the steps of groups begin that are there
         self._layers: list[Tensor] = []  # (T * N, ...), laid out in memory as each layer does
 
     @property
@@ -58,7 +58,7 @@ class Activations:
 
     def forget(self) -> None:
         """The weights change: nothing that was kept is of any use."""
-        self._begun.clear()
+        self._kept.clear()
 
     def __call__(self, torso: Layered, stacks: Tensor) -> Tensor:
         """Let a torso look at a batch, and keep what its layers make of it."""
@@ -68,7 +68,7 @@ class Activations:
         rows = slice(self._at, self._at + len(stacks))
         for layer, result in zip(self._layers, results, strict=True):
             layer[rows].copy_(result)
-        self._begun.add(self._at)
+        self._kept.add(self._at)
         return results[-1]
 
     def _room(self, result: Tensor) -> Tensor:
@@ -81,12 +81,12 @@ class Activations:
         """Results for some neighbours among `units`, (B,).
 
         Raises:
-            KeyError: they were forgotten.
+            KeyError: not all of them are there.
         """
         begin = self._place(*divmod(int(part[0]), len(self.units) // self._steps))
         rows = slice(begin, begin + len(part))
         assert torch.equal(part, self.units[rows])
-        if missing := set(range(begin - begin % self._size, rows.stop, self._size)) - self._begun:
+        if missing := set(range(begin - begin % self._size, rows.stop, self._size)) - self._kept:
             raise KeyError(min(missing))
         return Known([layer[rows] for layer in self._layers])
 

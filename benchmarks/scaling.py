@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from throughput import CASES, RESULTS, Bench, Case, Options, machine, rate
+from throughput import CASES, RESULTS, Bench, Case, Options, Part, machine, rate
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -106,15 +106,10 @@ def serve(case: Case, seconds: float, pipe: Connection) -> None:
     bench = Bench(case, Options(seconds=seconds))
     with bench.open() as envs:
         envs.reset([[]] * bench.num_envs)
-        train = bench.trainer(envs)
+        train, play = bench.trainer(envs, seconds), bench.player(envs, seconds)
         pipe.send("ready")
         while pipe.recv():
-            training = rate(train, seconds)
-            for group, slots in enumerate(envs.groups):  # behind an update no step is under way
-                envs.send(np.zeros(slots.stop - slots.start, np.int64), group)
-            playing = rate(bench.player(envs), seconds)
-            for group in range(len(envs.groups)):
-                envs.recv(group)
+            training, playing = rate(train), rate(play)
             figures = (playing, training, memory_with_workers() / 1e6, bench.plan.workers)
             pipe.send(dict(zip(TABLES["games"][1], figures, strict=True)))
 
@@ -137,7 +132,7 @@ def batch(options: Scaling) -> Rounds:
     def learn(size: str) -> Figures:
         changes = {"num_envs": 1, "rollout_steps": int(size.replace(",", "")), "minibatches": 1}
         bench = Bench(Case("ppo", PIXELS, changes), Options())
-        return {"samples/s": rate(bench.learner(bench.agent()), options.seconds)}
+        return {"samples/s": rate(Part(bench.learner(bench.agent()), options.seconds))}
 
     return by_turns([f"{2**power:,}" for power in range(4, 11)], learn, options)
 
@@ -163,7 +158,7 @@ def replay(options: Scaling) -> Rounds:
             t, slots = memory.draw(32, memory.span(1), generator)
             return len(memory.transitions(t, slots, 1, 0.99).actions)
 
-        seconds = 1 / rate(sample, options.seconds)
+        seconds = 1 / rate(Part(sample, options.seconds))
         share = SAMPLES_PER_STEP * seconds * trained.train()
         return dict(zip(TABLES["replay"][1], (bytes_a_step, seconds * 1e6, share), strict=True))
 

@@ -16,10 +16,10 @@ in the precision of the run. It is a limit where each part fills the same cores;
 parts run beside each other. l has the forward pass, which A2C leaves out where acting has made it. The samples of f and l lie
 ready: what stacking, storing, sampling, counting and waiting cost is the distance from it.
 
-Everything of a case is open at once, and its parts take turns of a second or less within a round, so that a machine that is
-fast in one second and slow in the next is so for all of them alike; the cases take turns round by round. A ratio is the median
-over the rounds. Only ratios mean anything: the machine may be busy with something else. stable-baselines3 has a process of its
-own, in which this project sets nothing.
+Everything of a case is open at once, and within a round its parts take turns, a tenth of their time each, in whole updates
+where they learn. So a machine that is fast in one second and slow in the next is so for all of them alike. The cases take turns
+round by round; a ratio is the median over the rounds. Only ratios mean anything: the machine may be busy with something else.
+stable-baselines3 has a process of its own, in which this project sets nothing.
 """
 
 import dataclasses
@@ -31,15 +31,15 @@ import re
 import statistics
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
-from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -64,8 +64,26 @@ WARM_UP = 0.25  # share of the seconds
 TURNS = 10  # of each part in a round
 _SB3_WARM_UP = 2_048  # steps; behind them its DQN learns
 RESULTS = Path(__file__).parent / "results"
-Work = Callable[[], int]  # makes some steps, or learns from some samples, and returns how many
 _PIXELS = "BerzerkNoFrameskip-v0"
+
+
+Work = Callable[[], int]  # makes some steps, or learns from some samples, and returns how many
+
+
+def _nothing() -> None:
+    pass
+
+
+class Part(NamedTuple):
+    """Something that is measured."""
+
+    work: Work
+    seconds: float
+    """Of it in a round."""
+    begin: Callable[[], object] = _nothing
+    """Before each of its turns."""
+    end: Callable[[], object] = _nothing
+    """Behind each, so that nothing of it runs beside another's."""
 
 
 @dataclass(frozen=True)
@@ -155,24 +173,29 @@ class Bench:
     def measure(self) -> dict[str, float]:
         """Rates of one round, by name."""
         with ExitStack() as opened:
-            rates = by_turns(self._parts(opened))
+            rates = take_turns(self._parts(opened))
         fastest = max(rates["games"], rates.get("AtariVectorEnv", 0))
         if self.plan.device == "cpu" and self.players >= usable_cores():  # every part has the whole machine
             rates["limit"] = 1 / (1 / fastest + 1 / rates["forward"] + self.samples_per_step / rates["learn"])
         return rates
 
-    def _parts(self, opened: ExitStack) -> dict[str, tuple[Work, float]]:
-        """What is measured, and how many seconds of each; what it needs stays open as long as `opened` is."""
-        part, agent = self.seconds / 3, self.agent()
-        parts = {"games": (self.player(opened.enter_context(self.games(self.players))), part)}
+    def _parts(self, opened: ExitStack) -> dict[str, Part]:
+        """What is measured; what it needs stays open as long as `opened` is."""
+        ours = self.trainer(opened.enter_context(self.games()), self.seconds)
+        third, agent = self.seconds / 3, self.agent()
+        games = opened.enter_context(self.games(self.players))
+        for group in range(len(games.groups)):
+            games.recv(group)  # what a reset gives
+        parts = {"games": self.player(games, third)}
         rom = atari.rom_of(self.case.env)
         if rom and "-ram" not in self.case.env:
-            parts["AtariVectorEnv"] = opened.enter_context(vector_env(rom, self.num_envs)), part
-        parts["forward"] = self.forward(agent), part
-        parts["learn"] = self.learner(agent), part
-        parts["ours"] = self.trainer(opened.enter_context(self.games())), self.seconds
+            parts["AtariVectorEnv"] = Part(opened.enter_context(vector_env(rom, self.num_envs)), third)
+        parts["forward"] = Part(self.forward(agent), third)
+        parts["learn"] = Part(self.learner(agent), third)
+        parts["ours"] = ours
         if self.case.sb3 is not None:
-            parts["stable-baselines3"] = opened.enter_context(stable_baselines3(self.case, self.plan.device)), self.seconds
+            work = opened.enter_context(stable_baselines3(self.case, self.plan.device))
+            parts["stable-baselines3"] = Part(work, self.seconds)
         return parts
 
     @property
@@ -200,20 +223,32 @@ class Bench:
             envs.reset([[seed] for seed in game_seeds(0, 1, range(self.num_envs))])
             yield envs
 
-    def player(self, envs: WorkerEnvs) -> Work:
-        """Steps of games with random actions and nothing learned, one of every group under way before and after."""
+    def player(self, envs: WorkerEnvs, seconds: float) -> Part:
+        """Steps of games with random actions and nothing learned; at both ends of what is timed one of each is under way."""
         actions = np.random.default_rng(0).integers(envs.description.num_actions, size=(997, self.num_envs))
         step = 0
+
+        def send(group: int) -> None:
+            envs.send(actions[step % len(actions), envs.groups[group]], group)
 
         def play() -> int:
             nonlocal step
             step += 1
-            for group, slots in enumerate(envs.groups):
+            for group in range(len(envs.groups)):
                 envs.recv(group)
-                envs.send(actions[step % len(actions), slots], group)
+                send(group)
             return self.num_envs
 
-        return play
+        def begin() -> None:
+            for group in range(len(envs.groups)):
+                send(group)
+            play()
+
+        def end() -> None:
+            for group in range(len(envs.groups)):
+                envs.recv(group)
+
+        return Part(play, seconds, begin, end)
 
     def agent(self) -> Any:
         """An agent, as a run builds it."""
@@ -279,23 +314,21 @@ class Bench:
     def train(self) -> float:
         """Steps a second of our training loop."""
         with self.games() as envs:
-            return rate(self.trainer(envs), self.seconds)
+            return rate(self.trainer(envs, self.seconds))
 
-    def trainer(self, envs: WorkerEnvs) -> Work:
-        """Trains up to the next update, or its report; the first is made."""
+    def trainer(self, envs: WorkerEnvs, seconds: float) -> Part:
+        """Trains up to the next update; the first is made. With a lag one is under way at both ends of what is timed."""
         agent = self.agent()
         loop = Turns(envs, agent, Clock())
-        while not agent.updates:
-            next(loop)
 
-        def work() -> int:
-            before = agent.steps
-            for turn in islice(loop, 4096):
-                if turn.metrics is not None:
-                    break
-            return agent.steps - before
+        def train() -> int:
+            steps, updates = agent.steps, agent.updates
+            while agent.updates == updates:
+                next(loop)
+            return int(agent.steps - steps)
 
-        return work
+        train()
+        return Part(train, seconds, begin=train if getattr(agent, "lag", 0) else _nothing)
 
 
 def _outputs(agent: Any, network: nn.Module, seen: Inputs) -> tuple[Tensor, ...]:
@@ -334,27 +367,41 @@ def vector_env(rom: str, num_envs: int) -> Iterator[Work]:
 
 @contextmanager
 def stable_baselines3(case: Case, device: str) -> Iterator[Work]:
-    """stable-baselines3 in a process of its own, standing still but for a rollout and its update at a time."""
+    """stable-baselines3 in a process of its own, warm, and standing still but for a rollout and its update at a time.
+
+    Raises:
+        RuntimeError: it failed; its traceback.
+    """
     context = multiprocessing.get_context("spawn")
     pipe, theirs = context.Pipe()
     process = context.Process(target=_train_stable_baselines3, args=(case, device, theirs))
     process.start()
     theirs.close()  # so that its end is seen
 
-    def work() -> int:
-        pipe.send(True)
-        steps: int = pipe.recv()
+    def answer() -> int:
+        steps: int | str = pipe.recv()
+        if isinstance(steps, str):
+            raise RuntimeError(steps)
         return steps
 
+    def work() -> int:
+        pipe.send("go on")
+        return answer()
+
     try:
+        answer()
         yield work
     finally:
         pipe.close()
-        process.join()
+        process.join()  # it ends behind the update that it is in
+
+
+class _NobodyAsksError(Exception):
+    """The benchmark has ended."""
 
 
 def _train_stable_baselines3(case: Case, device: str, pipe: Connection) -> None:
-    """Train, its environments in processes of their own: a rollout whenever told to, and answer with its steps."""
+    """Train, its environments in processes of their own; behind each rollout with its update say how long it was, and wait."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for file in (1, 2):
         os.dup2(nowhere, file)  # every process of the games would greet
@@ -365,17 +412,20 @@ def _train_stable_baselines3(case: Case, device: str, pipe: Connection) -> None:
     from stable_baselines3.common.logger import Logger
     from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack
 
-    class Ask(BaseCallback):
-        """Waits between rollouts, once everything is warm."""
+    class Report(BaseCallback):
+        """The first time that it is warm, and then between rollouts."""
 
-        steps = 0  # before the rollout that was told
+        before = 0  # steps at the last report
 
         def _on_rollout_start(self) -> None:
-            if self.num_timesteps > _SB3_WARM_UP:
-                if self.steps:
-                    pipe.send(self.num_timesteps - self.steps)
-                self.steps = self.num_timesteps
+            if self.num_timesteps <= _SB3_WARM_UP:
+                return
+            try:
+                pipe.send(self.num_timesteps - self.before)
                 pipe.recv()
+            except (EOFError, ConnectionError) as gone:
+                raise _NobodyAsksError from gone
+            self.before = self.num_timesteps
 
         def _on_step(self) -> bool:
             return True
@@ -388,36 +438,49 @@ def _train_stable_baselines3(case: Case, device: str, pipe: Connection) -> None:
         return gymnasium.make(case.env, **options)
 
     assert case.sb3 is not None
-    envs = VecFrameStack(make_atari_env(make_game, case.ours["num_envs"], seed=1, vec_env_cls=SubprocVecEnv), 4)
     try:
-        model = getattr(sb3, case.algorithm.upper())("CnnPolicy", envs, seed=1, device=device, **case.sb3)
-        model.set_logger(Logger(None, []))  # the default is as silent, and leaves a folder behind
-        model.learn(10**9, callback=Ask())
-    except EOFError:
-        pass  # nobody asks any more
-    finally:
-        envs.close()
+        envs = VecFrameStack(make_atari_env(make_game, case.ours["num_envs"], seed=1, vec_env_cls=SubprocVecEnv), 4)
+        try:
+            model = getattr(sb3, case.algorithm.upper())("CnnPolicy", envs, seed=1, device=device, **case.sb3)
+            model.set_logger(Logger(None, []))  # the default is as silent, and leaves a folder behind
+            model.learn(10**9, callback=Report())
+        finally:
+            envs.close()
+    except _NobodyAsksError:
+        pass
+    except Exception:
+        pipe.send(traceback.format_exc())
 
 
-def by_turns(parts: Mapping[str, tuple[Work, float]]) -> dict[str, float]:
-    """Steps a second of works, each for so many seconds in all, behind a warm-up."""
-    for work, seconds in parts.values():
-        start = time.perf_counter()
-        while time.perf_counter() - start < WARM_UP * seconds:
-            work()
+def take_turns(parts: Mapping[str, Part]) -> dict[str, float]:
+    """Steps a second of each part, behind a warm-up."""
+    for part in parts.values():
+        _spend(part, WARM_UP * part.seconds)
     steps, spent = dict.fromkeys(parts, 0), dict.fromkeys(parts, 0.0)
     for turn in range(1, TURNS + 1):
-        for name, (work, seconds) in parts.items():
-            while spent[name] < seconds * turn / TURNS:
-                start = time.perf_counter()
-                steps[name] += work()
-                spent[name] += time.perf_counter() - start
+        for name, part in parts.items():
+            made, seconds = _spend(part, part.seconds * turn / TURNS - spent[name])
+            steps[name] += made
+            spent[name] += seconds
     return {name: steps[name] / spent[name] for name in parts}
 
 
-def rate(work: Work, seconds: float) -> float:
+def _spend(part: Part, seconds: float) -> tuple[int, float]:
+    """Let a part work for so many seconds and to the end of what it has begun; its steps and the seconds they took."""
+    if seconds <= 0:
+        return 0, 0.0
+    part.begin()
+    start, steps, spent = time.perf_counter(), 0, 0.0
+    while spent < seconds:
+        steps += part.work()
+        spent = time.perf_counter() - start
+    part.end()
+    return steps, spent
+
+
+def rate(part: Part) -> float:
     """Steps a second of one."""
-    return by_turns({"": (work, seconds)})[""]
+    return take_turns({"": part})[""]
 
 
 def machine() -> str:

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -329,27 +330,47 @@ def test_an_existing_run_is_never_overwritten(capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize(
-    ("step", "fault"),
+    ("what", "step", "fault"),
     [
-        ("save_config", OSError(errno.ENOSPC, "No space left on device")),
-        ("save_config", KeyboardInterrupt()),
-        ("Run", KeyboardInterrupt()),
+        (start, "save_config", OSError(errno.ENOSPC, "No space left on device")),
+        (start, "save_config", KeyboardInterrupt()),
+        (start.WorkerEnvs, "reset", KeyboardInterrupt()),
     ],
-    ids=["full", "Ctrl-C", "Ctrl-C behind it"],
+    ids=["full", "Ctrl-C", "Ctrl-C while games open"],
 )
-def test_a_run_that_could_not_be_begun_leaves_nothing(step: str, fault: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_could_not_be_begun_leaves_nothing(
+    what: object, step: str, fault: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go = break_off(what, step, fault, monkeypatch)
+    assert train.main(["ppo", "--env", "CartPole-v1", "--run-dir", "run"]) == (2 if isinstance(fault, OSError) else 130)
+    assert not Path("run").exists()
+    assert let_go == ["Lock", "WorkerEnvs"]
+
+
+def test_a_run_that_could_not_be_resumed_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert train.main(["a2c", "--env", "CartPole-v1", *SMALL, "--total-frames", "600", "--run-dir", "run"]) == 0
+    shutil.rmtree("run/checkpoints")
+    let_go = break_off(start.WorkerEnvs, "reset", KeyboardInterrupt(), monkeypatch)
+    assert train.main(["resume", "run"]) == 130
+    assert Path("run/config.json").exists()
+    assert let_go == ["WorkerEnvs", "Lock"]
+
+
+def break_off(what: object, step: str, fault: BaseException, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let a step of opening a run fail; what is let go of then, in that order."""
+    let_go: list[str] = []
+
     def fail(*_: object, **__: object) -> None:
         raise fault
 
-    let_go: list[object] = []
-    monkeypatch.setattr(start, step, fail)
-    monkeypatch.setattr(start.Lock, "release", lambda lock: let_go.append(lock))
-    monkeypatch.setattr(
-        start.WorkerEnvs, "close", lambda envs, close=start.WorkerEnvs.close: (let_go.append(envs), close(envs))
-    )
-    assert train.main(["ppo", "--env", "CartPole-v1", "--run-dir", "run"]) == (2 if isinstance(fault, OSError) else 130)
-    assert not Path("run").exists()
-    assert [type(each).__name__ for each in let_go] == ["Lock", "WorkerEnvs"]
+    def note(kind: type, name: str) -> None:
+        own = getattr(kind, name)
+        monkeypatch.setattr(kind, name, lambda given: (let_go.append(kind.__name__), own(given)))
+
+    monkeypatch.setattr(what, step, fail)
+    note(start.Lock, "release")
+    note(start.WorkerEnvs, "close")
+    return let_go
 
 
 @pytest.mark.parametrize("words", ["train.py ppo --env Bowling-ram-v0 --help", "train.py --help", "evaluate.py --help"])

@@ -43,12 +43,12 @@ def new_run(algorithm: str, config: RunConfig[Any]) -> Run:
         envs = _open_envs(config, plan)
         undo.callback(envs.close)
         agent = build_agent(algorithm, config, plan, envs.description)
+        facts = {"protocol": dataclasses.asdict(envs.description.protocol), "versions": versions(), "commit": commit()}
         with _refused(f"--run-dir {run_dir} cannot be made"):
             run_dir.mkdir(parents=True)
         undo.callback(shutil.rmtree, run_dir)
         lock = Lock(run_dir)
         undo.callback(lock.release)
-        facts = {"protocol": dataclasses.asdict(envs.description.protocol), "versions": versions(), "commit": commit()}
         with _refused(f"--run-dir {run_dir} cannot be written"):
             save_config(run_dir / "config.json", algorithm, config, plan, facts)
         run = _begin(config, envs, agent, lock)

@@ -118,7 +118,7 @@ def test_nothing_is_kept_beyond_the_update_that_it_is_for():
 
 def test_a_rollout_with_what_is_kept_has_to_fit_into_memory(monkeypatch):
     """In float32, four pictures and a vector: 32 of 13 x 15, 32 of 12 x 14, 64 of 5 x 6 and of 3 x 4, and 512."""
-    kept = 4 * (32 * 13 * 15 + 32 * 12 * 14 + 64 * 5 * 6 + 64 * 3 * 4 + 512) * NUM_ENVS * STEPS
+    kept = 4 * (32 * 13 * 15 + 32 * 12 * 14 + 64 * 5 * 6 + 64 * 3 * 4 + 512) * NUM_ENVS * STEPS * 2
     size = make().rollout.size + kept
     monkeypatch.setattr("agents.storage.free_memory", lambda: 10 * size)
     make()
