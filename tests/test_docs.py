@@ -187,7 +187,7 @@ def test_a_passage_that_is_behind_the_code_is_noticed(algorithm):
 @pytest.mark.parametrize(
     ("page", "kinds"),
     {
-        "performance": ["throughput", "throughput", "throughput", "throughput", "peers", "scaling"],
+        "performance": ["throughput"] * 5 + ["peers", "scaling"],
         "reliability": ["interruptions", "soak"],
     }.items(),
 )
