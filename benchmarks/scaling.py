@@ -23,7 +23,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from throughput import CASES, RESULTS, Bench, Case, Options, Part, machine, rate
+from throughput import CASES, RESULTS, Bench, Case, Options, machine
+from turns import Part, rate
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 

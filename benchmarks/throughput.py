@@ -24,27 +24,24 @@ stable-baselines3 has a process of its own, in which this project sets nothing.
 
 import dataclasses
 import json
-import multiprocessing
-import os
 import platform
 import re
 import statistics
 import sys
-import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
 import tyro
+from sb3 import stable_baselines3
 from torch import Tensor, nn
+from turns import Part, Work, rate, take_turns
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -60,30 +57,8 @@ from training.metrics import Clock
 from training.presets import preset
 from training.start import build_agent, commit, plan_of
 
-WARM_UP = 0.25  # share of the seconds
-TURNS = 10  # of each part in a round
-_SB3_WARM_UP = 2_048  # steps; behind them its DQN learns
 RESULTS = Path(__file__).parent / "results"
 _PIXELS = "BerzerkNoFrameskip-v0"
-
-
-Work = Callable[[], int]  # makes some steps, or learns from some samples, and returns how many
-
-
-def _nothing() -> None:
-    pass
-
-
-class Part(NamedTuple):
-    """Something that is measured."""
-
-    work: Work
-    seconds: float
-    """Of it in a round."""
-    begin: Callable[[], object] = _nothing
-    """Before each of its turns."""
-    end: Callable[[], object] = _nothing
-    """Behind each, so that nothing of it runs beside another's."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +169,9 @@ class Bench:
         parts["learn"] = Part(self.learner(agent), third)
         parts["ours"] = ours
         if self.case.sb3 is not None:
-            work = opened.enter_context(stable_baselines3(self.case, self.plan.device))
+            work = opened.enter_context(
+                stable_baselines3(self.case.algorithm, self.case.env, self.num_envs, self.case.sb3, self.plan.device)
+            )
             parts["stable-baselines3"] = Part(work, self.seconds)
         return parts
 
@@ -328,7 +305,7 @@ class Bench:
             return int(agent.steps - steps)
 
         train()
-        return Part(train, seconds, begin=train if getattr(agent, "lag", 0) else _nothing)
+        return Part(train, seconds, begin=train if getattr(agent, "lag", 0) else None)
 
 
 def _outputs(agent: Any, network: nn.Module, seen: Inputs) -> tuple[Tensor, ...]:
@@ -363,124 +340,6 @@ def vector_env(rom: str, num_envs: int) -> Iterator[Work]:
         yield play
     finally:
         envs.close()
-
-
-@contextmanager
-def stable_baselines3(case: Case, device: str) -> Iterator[Work]:
-    """stable-baselines3 in a process of its own, warm, and standing still but for a rollout and its update at a time.
-
-    Raises:
-        RuntimeError: it failed; its traceback.
-    """
-    context = multiprocessing.get_context("spawn")
-    pipe, theirs = context.Pipe()
-    process = context.Process(target=_train_stable_baselines3, args=(case, device, theirs))
-    process.start()
-    theirs.close()  # so that its end is seen
-
-    def answer() -> int:
-        steps: int | str = pipe.recv()
-        if isinstance(steps, str):
-            raise RuntimeError(steps)
-        return steps
-
-    def work() -> int:
-        pipe.send("go on")
-        return answer()
-
-    try:
-        answer()
-        yield work
-    finally:
-        pipe.close()
-        process.join()  # it ends behind the update that it is in
-
-
-class _NobodyAsksError(Exception):
-    """The benchmark has ended."""
-
-
-def _train_stable_baselines3(case: Case, device: str, pipe: Connection) -> None:
-    """Train, its environments in processes of their own; behind each rollout with its update say how long it was, and wait."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for file in (1, 2):
-        os.dup2(nowhere, file)  # every process of the games would greet
-
-    import stable_baselines3 as sb3
-    from stable_baselines3.common.callbacks import BaseCallback
-    from stable_baselines3.common.env_util import make_atari_env
-    from stable_baselines3.common.logger import Logger
-    from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack
-
-    class Report(BaseCallback):
-        """The first time that it is warm, and then between rollouts."""
-
-        before = 0  # steps at the last report
-
-        def _on_rollout_start(self) -> None:
-            if self.num_timesteps <= _SB3_WARM_UP:
-                return
-            try:
-                pipe.send(self.num_timesteps - self.before)
-                pipe.recv()
-            except (EOFError, ConnectionError) as gone:
-                raise _NobodyAsksError from gone
-            self.before = self.num_timesteps
-
-        def _on_step(self) -> bool:
-            return True
-
-    def make_game(**options: Any) -> Any:
-        import ale_py
-        import gymnasium
-
-        gymnasium.register_envs(ale_py)  # its processes know no Atari ids otherwise
-        return gymnasium.make(case.env, **options)
-
-    assert case.sb3 is not None
-    try:
-        envs = VecFrameStack(make_atari_env(make_game, case.ours["num_envs"], seed=1, vec_env_cls=SubprocVecEnv), 4)
-        try:
-            model = getattr(sb3, case.algorithm.upper())("CnnPolicy", envs, seed=1, device=device, **case.sb3)
-            model.set_logger(Logger(None, []))  # the default is as silent, and leaves a folder behind
-            model.learn(10**9, callback=Report())
-        finally:
-            envs.close()
-    except _NobodyAsksError:
-        pass
-    except Exception:
-        pipe.send(traceback.format_exc())
-
-
-def take_turns(parts: Mapping[str, Part]) -> dict[str, float]:
-    """Steps a second of each part, behind a warm-up."""
-    for part in parts.values():
-        _spend(part, WARM_UP * part.seconds)
-    steps, spent = dict.fromkeys(parts, 0), dict.fromkeys(parts, 0.0)
-    for turn in range(1, TURNS + 1):
-        for name, part in parts.items():
-            made, seconds = _spend(part, part.seconds * turn / TURNS - spent[name])
-            steps[name] += made
-            spent[name] += seconds
-    return {name: steps[name] / spent[name] for name in parts}
-
-
-def _spend(part: Part, seconds: float) -> tuple[int, float]:
-    """Let a part work for so many seconds and to the end of what it has begun; its steps and the seconds they took."""
-    if seconds <= 0:
-        return 0, 0.0
-    part.begin()
-    start, steps, spent = time.perf_counter(), 0, 0.0
-    while spent < seconds:
-        steps += part.work()
-        spent = time.perf_counter() - start
-    part.end()
-    return steps, spent
-
-
-def rate(part: Part) -> float:
-    """Steps a second of one."""
-    return take_turns({"": part})[""]
 
 
 def machine() -> str:

@@ -6,7 +6,7 @@ import pytest
 
 from tests.test_docs import benchmark
 
-throughput = benchmark("throughput")
+throughput, turns = benchmark("throughput"), benchmark("turns")
 
 
 class Machine:
@@ -26,21 +26,21 @@ class Machine:
 
 def test_parts_get_the_seconds_they_were_promised_and_no_more_than_a_unit_beyond(monkeypatch):
     machine = Machine(period=1e9)
-    monkeypatch.setattr(throughput.time, "perf_counter", lambda: machine.now)
-    short, long = throughput.Part(machine.work(0.01, 5), 1.0), throughput.Part(machine.work(1.7, 1024), 10.0)
-    assert throughput.take_turns({"short": short, "long": long}) == pytest.approx({"short": 500, "long": 1024 / 1.7})
+    monkeypatch.setattr(turns.time, "perf_counter", lambda: machine.now)
+    short, long = turns.Part(machine.work(0.01, 5), 1.0), turns.Part(machine.work(1.7, 1024), 10.0)
+    assert turns.take_turns({"short": short, "long": long}) == pytest.approx({"short": 500, "long": 1024 / 1.7})
     warm_up = 0.25 + 3.4  # a quarter, in whole units
     assert machine.now == pytest.approx(warm_up + 1.0 + 10.2, abs=0.02)
 
 
-@pytest.mark.parametrize(("turns", "ratio"), [(10, 1.0), (1, 0.74)])
-def test_a_machine_that_is_slow_now_and_then_is_so_for_all_parts(turns, ratio, monkeypatch):
+@pytest.mark.parametrize(("count", "ratio"), [(10, 1.0), (1, 0.74)])
+def test_a_machine_that_is_slow_now_and_then_is_so_for_all_parts(count, ratio, monkeypatch):
     """Measured in one turn each they seem to differ."""
     machine = Machine(period=2.3)
-    monkeypatch.setattr(throughput.time, "perf_counter", lambda: machine.now)
-    monkeypatch.setattr(throughput, "TURNS", turns)
-    parts = {name: throughput.Part(machine.work(0.01, 1), 3.0) for name in ("one", "other")}
-    rates = throughput.take_turns(parts)
+    monkeypatch.setattr(turns.time, "perf_counter", lambda: machine.now)
+    monkeypatch.setattr(turns, "TURNS", count)
+    parts = {name: turns.Part(machine.work(0.01, 1), 3.0) for name in ("one", "other")}
+    rates = turns.take_turns(parts)
     assert rates["one"] / rates["other"] == pytest.approx(ratio, abs=0.05)
 
 
