@@ -11,6 +11,7 @@ What differs from the paper:
 """
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +86,16 @@ class A2C(OnPolicyAgent):
         what = f"what the network makes of {units:,} steps, with the rollout of these,"
         size = self.rollout.size + 2 * units * one.size  # twice: in an update their gradients, most of which are soon gone
         check_room(what, size, "take fewer --rollout-steps or --num-envs")
+
+    def _note_value(self, t: int, slots: slice) -> None:
+        """Behind a group's last step threads learn from its part of the rollout, while other groups still play."""
+        super()._note_value(t, slots)
+        if self.activations and not self.config.normalize_advantages and slots.stop < self.setting.num_envs:
+            parts = self.shards.parts(self.activations.units)
+            played = len(self.activations.units) * slots.stop // self.setting.num_envs
+            for end in [*accumulate(map(len, parts))][self.shards.begun :]:
+                if end <= played:
+                    self.shards.begin(self.work(self._batch(), len(self.activations.units)), parts)
 
     def make_optimizer(self, weights: list[nn.Parameter]) -> torch.optim.Optimizer:
         """RMSprop."""

@@ -22,8 +22,11 @@ class Layered(Protocol):
     def results(self, stacks: Tensor) -> Iterator[Tensor]:
         """What each layer makes of a batch; the last are the features."""
 
-    def gradients(self, results: Sequence[Tensor], gradient: Tensor) -> list[Tensor]:
-        """Gradients of its weights, in the order of `parameters`, of all results and the features' gradient."""
+    def gradients(self, results: Sequence[Tensor], gradient: Tensor) -> list[Tensor | None]:
+        """Gradients of its weights, in the order of `parameters`, of all results and the features' gradient.
+
+        None where a layer sees to its gradient itself.
+        """
 
 
 def look(torso: nn.Module, stacks: Tensor) -> Tensor:

@@ -16,13 +16,14 @@ A torso takes stacks (B, depth, *shape) as they are stored (uint8 images and RAM
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from agents.activations import Look, look
+from agents.dense import Dense
 from envs.contract import VOCABULARY, GameDescription, InputError
 
 HIDDEN = 512  # features of the image torsos
@@ -34,7 +35,10 @@ _WORD = 20  # numbers that a word becomes, as in IMPALA
 MEMORY_UNITS = 256  # as in IMPALA
 
 
-def orthogonal(layer: nn.Linear | nn.Conv2d, gain: float) -> nn.Linear | nn.Conv2d:
+_Layer = TypeVar("_Layer", bound=nn.Linear | nn.Conv2d)
+
+
+def orthogonal(layer: _Layer, gain: float) -> _Layer:
     """Orthogonal weights and zero bias, in place."""
     nn.init.orthogonal_(layer.weight, gain)
     assert layer.bias is not None
@@ -42,7 +46,7 @@ def orthogonal(layer: nn.Linear | nn.Conv2d, gain: float) -> nn.Linear | nn.Conv
     return layer
 
 
-def hidden(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
+def hidden(layer: _Layer) -> _Layer:
     """A layer that a ReLU or tanh follows."""
     return orthogonal(layer, math.sqrt(2))
 
@@ -73,7 +77,7 @@ class NatureCNN(nn.Module):
             nn.ReLU(),
         )
         channels_last(self.convolutions)
-        self.dense = hidden(nn.Linear(_flat_size(self.convolutions, channels, height, width), HIDDEN))
+        self.dense = hidden(Dense(_flat_size(self.convolutions, channels, height, width), HIDDEN))
         self.features = HIDDEN
         self._layers = tuple(each for each in self.convolutions if isinstance(each, nn.Conv2d))
         self._over_blocks: tuple[Tensor, Tensor] | None = None  # weights of the first, and the same over blocks
@@ -97,8 +101,10 @@ class NatureCNN(nn.Module):
         yield images
         yield self.dense(images.flatten(1)).relu_()
 
-    def gradients(self, results: Sequence[Tensor], gradient: Tensor) -> list[Tensor]:
+    def gradients(self, results: Sequence[Tensor], gradient: Tensor) -> list[Tensor | None]:
         """Gradients of its weights, in the order of `parameters`; autograd's, up to rounding.
+
+        None where the dense layer keeps factors instead.
 
         Args:
             results: All of them.
@@ -108,7 +114,7 @@ class NatureCNN(nn.Module):
         blocks, one, two, three, features = results
         behind_relu = torch.ops.aten.threshold_backward
         gradient = behind_relu(gradient, features, 0)
-        dense = gradient.T @ three.flatten(1), gradient.sum(0)
+        dense = self.dense.gradients(three.flatten(1), gradient)
         gradient = behind_relu((gradient @ self.dense.weight).view(three.shape), three, 0)
         gradient, *of_third = _convolution_gradients(gradient, two, third.weight)
         gradient, *of_second = _convolution_gradients(behind_relu(gradient, two, 0), one, second.weight, second.stride)
@@ -156,7 +162,7 @@ class ImpalaResNet(nn.Module):
             ]
         self.convolutions = nn.Sequential(*layers, nn.ReLU())
         channels_last(self.convolutions)
-        self.dense = hidden(nn.Linear(_flat_size(self.convolutions, channels, height, width), HIDDEN))
+        self.dense = hidden(Dense(_flat_size(self.convolutions, channels, height, width), HIDDEN))
         self.features = HIDDEN
 
     def forward(self, stacks: Tensor) -> Tensor:

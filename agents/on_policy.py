@@ -29,7 +29,7 @@ from agents.normalize import Kind, RewardTransform
 from agents.player import NetworkPlayer
 from agents.rollout import Rollout, generalized_advantages
 from agents.schedules import linear
-from agents.shards import Shards, SharedOptimizer, Threads, set_learning_rate
+from agents.shards import Shards, SharedOptimizer, Threads, Work, set_learning_rate
 from agents.storage import check_room
 from agents.torch_setup import autocast
 from envs.contract import GameDescription, InputError, TimeStep
@@ -335,8 +335,21 @@ class OnPolicyAgent(ABC):
 
     def _gradient_step(self, *given: Tensor) -> dict[str, Tensor]:
         *fields, units = given
-        rollout = Batch(*fields)
-        total = rollout.weights[self.past.unit(units)[:2]].sum().clamp(min=1)
+        sums = self.shards.gradients(self.work(Batch(*fields), len(units)), units, self.past.chunk)
+        scale = 1 / sums.pop("counted").clamp(min=1)
+        if self.activations:
+            self.activations.forget()
+        norm = self.shards.clip(self.config.max_grad_norm, scale * len(units))
+        self.optimizer.step()
+        self.shards.refresh()
+        return {**{name: value * scale for name, value in sums.items()}, "gradient/norm": norm}
+
+    def work(self, rollout: Batch, num_units: int) -> Work:
+        """What a thread does for its part of a batch of so many units of a rollout.
+
+        How many steps of a batch count is known only behind its last part: until then gradients are of the sum over them,
+        divided by the number of units, and metrics of the sum.
+        """
 
         def work(network: nn.Module, part: Tensor) -> dict[str, Tensor]:
             steps, slots, state = self.past.unit(part)
@@ -346,17 +359,12 @@ class OnPolicyAgent(ABC):
             with autocast(self.setting):
                 logits, values, _ = network(inputs, state, known or look)
             loss, parts = self.loss(logits, values, batch)
-            share = batch.weights.sum() / total
-            torch.autograd.backward(loss * share)
-            return {name: value.detach() * share for name, value in {**parts, "loss/total": loss}.items()}
+            counted = batch.weights.sum()
+            torch.autograd.backward(loss * (counted / num_units))
+            sums = {name: value.detach() * counted for name, value in {**parts, "loss/total": loss}.items()}
+            return {**sums, "counted": counted}
 
-        metrics = self.shards.gradients(work, units, self.past.chunk)
-        if self.activations:
-            self.activations.forget()
-        norm = self.shards.clip(self.config.max_grad_norm)
-        self.optimizer.step()
-        self.shards.refresh()
-        return {**metrics, "gradient/norm": norm}
+        return work
 
     def learned(self) -> dict[str, Any]:
         """What an update changes: weights, optimiser, and the generator that shuffles (and draws actions, without a lag)."""
@@ -422,13 +430,14 @@ class OnPolicyAgent(ABC):
         self.rollout.load_state_dict(state["rollout"])
         if self.lag:
             self._load_lag_state(state["lag"])
-        for slots in self.setting.groups:
-            steps = self.config.rollout_steps
-            if self._times[slots.start] == steps:
-                self._note_value(steps, slots)  # checkpoints of older versions have it only behind all groups
-            if self.activations:  # not in a checkpoint
+        steps = self.config.rollout_steps
+        if self.activations:  # not in a checkpoint
+            for slots in self.setting.groups:
                 for t in range(min(self._times[slots.start] + 1, steps)):
                     self.see(self.activations, t, slots)
+        for slots in self.setting.groups:
+            if self._times[slots.start] == steps:
+                self._note_value(steps, slots)  # checkpoints of older versions have it only behind all groups
 
     def see(self, activations: Activations, t: int, slots: slice) -> None:
         """Make the results of layers for step t of a rollout without acting."""

@@ -10,12 +10,15 @@ The sum is taken in a fixed order: the same parts give the same bits.
 """
 
 import copy
+import itertools
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from agents.dense import Dense, write_gradient
 
 SMALLEST = 64  # samples in a part; below that, splitting costs more than it saves
 SMALLEST_OF_IMAGES = 16  # the same, where a sample is an image and takes longer
@@ -41,6 +44,32 @@ class Threads:
         running = [self._pool.submit(work, *call) for call in others]
         return [work(*first), *(each.result() for each in running)]
 
+    def submit(self, work: Callable[..., _Result], *arguments: Any) -> Future[_Result]:
+        """Let another thread work beside the caller; there has to be one."""
+        assert self._pool is not None
+        return self._pool.submit(work, *arguments)
+
+
+class Rows:
+    """Each thread's share of the rows of some tensors, as views: some, or all, or none where there are fewer rows than threads.
+
+    They are made once for the same tensors: a view takes as long as a sum of a few numbers.
+    """
+
+    def __init__(self, count: int) -> None:
+        """For so many threads."""
+        self._count = count
+        self._tensors: list[Tensor] = []
+        self._shares: list[list[Tensor]] = []
+
+    def of(self, tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+        """By thread, and then in the order of the tensors."""
+        given = [*tensors]
+        if len(given) != len(self._tensors) or any(one is not other for one, other in zip(given, self._tensors, strict=True)):
+            self._tensors = given
+            self._shares = [[_rows(tensor, share, self._count) for tensor in given] for share in range(self._count)]
+        return self._shares
+
 
 class Shards:
     """The network as it computes: in the run's precision, and as often as there are threads."""
@@ -57,33 +86,40 @@ class Shards:
         for replica in self._replicas[1:]:
             for shared, own in zip(self.network.parameters(), replica.parameters(), strict=True):
                 own.data = shared.data
+        self._dense = [_dense_layers(replica) for replica in self._replicas]
+        self._begun: list[Future[Metrics]] = []  # parts of the next batch
+        pairs = zip(network.parameters(), self.network.parameters(), strict=True)
+        lowered = [(weight.detach(), own.detach()) for weight, own in pairs if own.dtype != weight.dtype]  # others are shared
+        self._lowered = [Rows(threads.count).of(tensors) for tensors in zip(*lowered, strict=True)]
+        self._gradients = Rows(threads.count)
 
     def refresh(self) -> None:
-        """Take over the weights after they have changed."""
-        pairs = zip(self._whole.parameters(), self.network.parameters(), strict=True)
-        lowered = [(weight.detach(), own.detach()) for weight, own in pairs if own.dtype != weight.dtype]  # others are shared
+        """Take over the weights after they have changed; what has begun with the old ones is of no use."""
+        wait(self._begun)
+        self._begun.clear()
+        if self._lowered:
 
-        def copy_rows(share: int) -> None:
-            for weight, own in lowered:
-                _rows(own, share, self._threads.count).copy_(_rows(weight, share, self._threads.count))
+            def copy_rows(weights: list[Tensor], own: list[Tensor]) -> None:
+                for weight, low in zip(weights, own, strict=True):
+                    low.copy_(weight)
 
-        if lowered:
-            self._threads.run(copy_rows, range(self._threads.count))
+            self._threads.run(copy_rows, *self._lowered)
 
-    def clip(self, longest: float) -> Tensor:
-        """Shorten the gradient in the network to a length, as `nn.utils.clip_grad_norm_` does; returns how long it was."""
-        gradients = [_gradient(weight) for weight in self._whole.parameters()]
+    def clip(self, longest: float, scale: Tensor | float = 1.0) -> Tensor:
+        """Make of the gradient in the network `scale` times itself, and shorten that as `nn.utils.clip_grad_norm_` does.
 
-        def length(share: int) -> Tensor:
-            return nn.utils.get_total_norm([_rows(gradient, share, self._threads.count) for gradient in gradients])
+        Returns:
+            How long it was before it was shortened.
+        """
+        gradients = self._gradients.of(map(_gradient, self._whole.parameters()))
 
-        def shorten(share: int) -> None:
-            for gradient in gradients:
-                _rows(gradient, share, self._threads.count).mul_(factor)
+        def shorten(rows: list[Tensor]) -> None:
+            for gradient in rows:
+                gradient.mul_(factor)
 
-        norm: Tensor = torch.stack(self._threads.run(length, range(self._threads.count))).norm()
-        factor = (longest / (norm + 1e-6)).clamp(max=1)
-        self._threads.run(shorten, range(self._threads.count))
+        norm: Tensor = torch.stack(self._threads.run(nn.utils.get_total_norm, gradients)).norm() * scale
+        factor = (longest / (norm + 1e-6)).clamp(max=1) * scale
+        self._threads.run(shorten, gradients)
         return norm
 
     def gradients(self, work: Work, indices: Tensor, samples: int = 1) -> Metrics:
@@ -97,28 +133,58 @@ class Shards:
         Returns:
             The sums of the metrics.
         """
-        parts = indices.chunk(max(1, min(len(self._replicas), len(indices) * samples // self._smallest)))
+        parts = self.parts(indices, samples)
         replicas = self._replicas[: len(parts)]
-        for replica in replicas:
-            replica.zero_grad(set_to_none=True)
-        results = self._threads.run(work, replicas, parts) if len(parts) > 1 else [work(self.network, indices)]
+        begun, self._begun = self._begun, []
+        rest = [self._emptied(number, len(parts)) for number in range(len(begun), len(parts))]
+        made = self._threads.run(work, rest, parts[len(begun) :])
+        results = [*(each.result() for each in begun), *made]
         self._add_up(replicas)
+        for layer in itertools.chain(*self._dense):
+            if layer is not None:
+                layer.factors = None
         return {name: torch.stack([metrics[name] for metrics in results]).sum() for name in results[0]}
+
+    def parts(self, indices: Tensor, samples: int = 1) -> tuple[Tensor, ...]:
+        """How the threads split a batch; see `gradients`."""
+        return indices.chunk(max(1, min(len(self._replicas), len(indices) * samples // self._smallest)))
+
+    @property
+    def begun(self) -> int:
+        """Parts of the next batch that threads have begun with."""
+        return len(self._begun)
+
+    def begin(self, work: Work, parts: tuple[Tensor, ...]) -> None:
+        """Let a thread begin with the first of a batch's parts that none has begun with; `gradients` waits for it."""
+        number = len(self._begun)
+        self._begun.append(self._threads.submit(work, self._emptied(number, len(parts)), parts[number]))
+
+    def _emptied(self, number: int, parts: int) -> nn.Module:
+        """The replica for one of so many parts, without a gradient."""
+        replica = self._replicas[number]
+        replica.zero_grad(set_to_none=True)
+        for layer in self._dense[number]:
+            if layer is not None:
+                layer.factors = [] if parts > 1 else None
+        return replica
 
     def _add_up(self, replicas: list[nn.Module]) -> None:
         """Sum up the replicas' gradients in the whole network, whose own they are where it is the first replica."""
         own = self.network is self._whole
         if own and len(replicas) == 1:
             return
-        weights = list(self._whole.parameters())
-        terms = list(zip(*(replica.parameters() for replica in replicas), strict=True))
-        for weight in weights:
+        for weight in self._whole.parameters():
             if weight.grad is None:
                 weight.grad = torch.empty_like(weight)
+        sums = self._gradients.of(map(_gradient, self._whole.parameters()))
+        terms = list(zip(*(replica.parameters() for replica in replicas), strict=True))
+        layers = list(zip(*self._dense[: len(replicas)], strict=True))
 
         def add(share: int) -> None:
-            for weight, (first, *others) in zip(weights, terms, strict=True):
-                rows = _rows(_gradient(weight), share, self._threads.count)
+            for rows, (first, *others), copies in zip(sums[share], terms, layers, strict=True):
+                if copies[0] is not None and copies[0].factors is not None:
+                    write_gradient(copies, _share(len(first), share, self._threads.count), rows)
+                    continue
                 if not own:
                     rows.copy_(_rows(_gradient(first), share, self._threads.count))
                 for other in others:
@@ -140,6 +206,7 @@ class SharedOptimizer:
         self._weights, self._threads = list(network.parameters()), threads
         shares = range(threads.count)
         self._rows = [[nn.Parameter(_rows(w.detach(), share, threads.count)) for w in self._weights] for share in shares]
+        self._gradients = Rows(threads.count)
         self._optimizers = [make(rows) for rows in self._rows]
         self._make_graphable()
 
@@ -158,12 +225,12 @@ class SharedOptimizer:
     def step(self) -> None:
         """Step along the gradients of the network's weights."""
 
-        def step(share: int) -> None:
-            for weight, rows in zip(self._weights, self._rows[share], strict=True):
-                rows.grad = _rows(_gradient(weight), share, self._threads.count)
-            self._optimizers[share].step()
+        def step(optimizer: torch.optim.Optimizer, weights: list[nn.Parameter], gradients: list[Tensor]) -> None:
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight.grad = gradient
+            optimizer.step()
 
-        self._threads.run(step, range(self._threads.count))
+        self._threads.run(step, self._optimizers, self._rows, self._gradients.of(map(_gradient, self._weights)))
 
     def state_dict(self) -> dict[str, Any]:
         """As of one optimiser over the whole weights, whatever the number of threads."""
@@ -216,8 +283,17 @@ def _share_of(moment: Tensor, share: int, count: int, rows: Tensor) -> Tensor:
 
 def _rows(tensor: Tensor, share: int, count: int) -> Tensor:
     """One of `count` shares of a tensor's rows; none of them where there are fewer than shares."""
-    rows = len(tensor)
-    return tensor[rows * share // count : rows * (share + 1) // count]
+    return tensor[_share(len(tensor), share, count)]
+
+
+def _share(rows: int, share: int, count: int) -> slice:
+    return slice(rows * share // count, rows * (share + 1) // count)
+
+
+def _dense_layers(network: nn.Module) -> list[Dense | None]:
+    """Whose weights each of the parameters is."""
+    layers = {id(module.weight): module for module in network.modules() if isinstance(module, Dense)}
+    return [layers.get(id(weight)) for weight in network.parameters()]
 
 
 def _gradient(weight: nn.Parameter) -> Tensor:

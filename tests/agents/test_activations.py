@@ -17,10 +17,9 @@ SHAPE = (1, 52, 60)  # 3 x 4 behind the third convolution
 NUM_ENVS, STEPS = 6, 5
 
 
-def make(*, forward=False, groups=2, threads=1, precision=torch.float32, torso="auto", memory="none", extra=0):
+def make(*, forward=False, groups=2, threads=1, precision=torch.float32, extra=0, **settings):
     """An A2C agent; with `forward`, one that makes a forward pass to learn."""
-    settings = {"num_envs": NUM_ENVS, "rollout_steps": STEPS, "frame_stack": 2, "torso": torso, "memory": memory}
-    config = configure("a2c", **settings)
+    config = configure("a2c", **{"num_envs": NUM_ENVS, "rollout_steps": STEPS, "frame_stack": 2, **settings})
     agent = build(
         "a2c", describe(SHAPE, "uint8", extra=extra), config, groups=groups, learn_threads=threads, precision=precision
     )
@@ -29,8 +28,8 @@ def make(*, forward=False, groups=2, threads=1, precision=torch.float32, torso="
     return agent
 
 
-def tape_of(rollouts, groups=2, extra=0):
-    return draw_tape(rollouts * STEPS + 1, NUM_ENVS, shape=SHAPE, dtype="uint8", extra=extra).rewind(groups)
+def tape_of(rollouts, groups=2, extra=0, seed=0):
+    return draw_tape(rollouts * STEPS + 1, NUM_ENVS, shape=SHAPE, dtype="uint8", extra=extra, seed=seed).rewind(groups)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +103,32 @@ def test_gradients_are_those_of_autograd(shape):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("groups", "threads", "begun"), [(2, 2, [1, 0]), (2, 4, [1, 0]), (3, 3, [1, 2, 0]), (3, 2, [0, 1, 0])])
+def test_a_groups_part_is_begun_while_others_still_play(groups, threads, begun, precision, monkeypatch):
+    """With the bits of an update that begins behind the last group; a part of two groups waits for both."""
+    monkeypatch.setattr("agents.shards.SMALLEST_OF_IMAGES", 1)
+    early, late = (make(groups=groups, threads=threads, precision=precision) for _ in range(2))
+    monkeypatch.setattr(late.shards, "begin", lambda work, parts: None)
+    turns, seen = Turns(tape_of(2, groups), early, Clock()), []
+    while early.updates < 2:
+        next(turns)
+        seen.append(early.shards.begun)
+    assert seen == [0] * groups * STEPS + begun + [0] * groups * (STEPS - 1) + begun
+    play_tape(late, tape_of(2, groups))
+    assert same(early.state_dict(), late.state_dict())
+
+
+def test_no_part_is_begun_before_all_advantages_are_known(monkeypatch):
+    """They are made alike over the whole rollout, where that is wanted."""
+    monkeypatch.setattr("agents.shards.SMALLEST_OF_IMAGES", 1)
+    agent = make(threads=2, normalize_advantages=True)
+    turns = Turns(tape_of(1), agent, Clock())
+    while agent.updates < 1:
+        next(turns)
+        assert not agent.shards.begun
+
+
 def test_units_come_group_by_group_and_step_by_step():
     assert Activations(2, split(4, 2)).units.tolist() == [0, 1, 4, 5, 2, 3, 6, 7]
 
@@ -128,19 +153,25 @@ def test_a_rollout_with_what_is_kept_has_to_fit_into_memory(monkeypatch):
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("steps", range(1, 2 * STEPS + 1))
-def test_an_agent_that_is_loaded_within_a_rollout_learns_the_same(steps, precision):
-    """What was kept is not saved; it is made again, with the same bits."""
-    whole, tape = make(precision=precision), tape_of(2)
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("turn", [1, 2, 3, 8, 9, 10, 11, 12, 13, 19, 20, 21])
+def test_an_agent_that_is_loaded_within_a_rollout_learns_the_same(turn, threads, precision, monkeypatch):
+    """What was kept or begun is not saved: it is made again, with the same bits, and what was there before is dropped."""
+    monkeypatch.setattr("agents.shards.SMALLEST_OF_IMAGES", 1)
+    whole, tape = make(threads=threads, precision=precision), tape_of(2)
     play_tape(whole, tape)
-    first, second = make(precision=precision), make(precision=precision)
+    first, second = (make(threads=threads, precision=precision) for _ in range(2))
+    elsewhere = Turns(tape_of(2, seed=1), second, Clock())
+    for _ in range(2 * STEPS + 1):  # one group is behind its last step
+        next(elsewhere)
+    assert second.shards.begun == threads - 1
     turns = Turns(tape.rewind(2), first, Clock())
-    for _ in range(2 * steps + 1):  # the second group is a step behind
+    for _ in range(turn):
         next(turns)
     second.load_state_dict(first.state_dict())
     rest = Turns(tape, second, Clock())
     rest.load_state_dict(turns.state_dict())
-    for _ in range(2 * tape.length - 2 * steps - 1):
+    for _ in range(2 * tape.length - turn):
         next(rest)
     assert second.updates == whole.updates == 2
     assert same(second.state_dict(), whole.state_dict())

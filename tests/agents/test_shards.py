@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from agents.dense import Dense
 from agents.networks import MLP, ActorCritic
 from agents.on_policy import masked_mean
 from agents.rmsprop import RMSprop
@@ -15,7 +16,7 @@ COUNT = 3 * SMALLEST + 7  # enough for three parts, and not an even split
 
 def make_network():
     torch.manual_seed(0)
-    return nn.Sequential(MLP(3, 8), nn.Linear(8, 1)).double()
+    return nn.Sequential(MLP(3, 8), Dense(8, 5), nn.Tanh(), nn.Linear(5, 1)).double()
 
 
 RNG = torch.Generator().manual_seed(1)
@@ -154,13 +155,14 @@ def test_rmsprop_goes_on_from_torchs_own_that_has_made_no_step():
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("longest", [0.5, 1e6])
 def test_a_shared_clip_is_torchs_own(longest, count):
+    """Of a third of the gradient that is there, too."""
     one, other = make_critic(), make_critic()
     rng = torch.Generator().manual_seed(2)
     for weight, twin in zip(one.parameters(), other.parameters(), strict=True):
         weight.grad = torch.randn(weight.shape, generator=rng)
-        twin.grad = weight.grad.clone()
+        twin.grad = 3 * weight.grad
     expected = nn.utils.clip_grad_norm_(one.parameters(), longest)
-    torch.testing.assert_close(Shards(other, Threads(count)).clip(longest), expected)
+    torch.testing.assert_close(Shards(other, Threads(count)).clip(longest, 1 / 3), expected)
     for weight, twin in zip(one.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(twin.grad, weight.grad)
 
@@ -253,3 +255,19 @@ def test_a_batch_from_replay_is_shared_out():
         weights.append(flat(agent.network))
     assert not torch.allclose(weights[0], first, atol=1e-2)
     torch.testing.assert_close(*weights, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_nothing_holds_on_to_what_a_dense_layer_was_given(count):
+    """Behind an update its inputs, of which factors of the gradient are made, can go."""
+    seen, collected = [], []
+
+    def watched(network, part):
+        metrics = work(network, part)
+        seen.append(network[1])
+        collected.append(network[1].factors)
+        return metrics
+
+    Shards(make_network(), Threads(count)).gradients(watched, INDICES)
+    assert collected == [None] if count == 1 else all(len(factors) == 1 for factors in collected)
+    assert [layer.factors for layer in seen] == [None] * count
