@@ -5,8 +5,8 @@
       └── SharedOptimizer.step ◀── sum ────┘ a share of the rows of every weight for each thread
 
 torch can split every single operation over the cores instead, but its threads then wait for each other hundreds of times an
-update, spinning; as soon as another program wants a core, that takes ten times as long (`docs/log.md`). Here they meet thrice.
-The sum is taken in a fixed order: the same parts give the same bits.
+update, spinning; as soon as another program wants a core, that takes ten times as long (`docs/log.md`). Here they meet six
+times. The sum is taken in a fixed order: the same parts give the same bits. A part can be begun before the others are there.
 """
 
 import copy
