@@ -88,14 +88,14 @@ class A2C(OnPolicyAgent):
         check_room(what, size, "take fewer --rollout-steps or --num-envs")
 
     def _note_value(self, t: int, slots: slice) -> None:
-        """Behind a group's last step threads learn from its part of the rollout, while other groups still play."""
+        """Behind a group's last step threads begin to learn from what is complete, while other groups still play."""
         super()._note_value(t, slots)
         if self.activations and not self.config.normalize_advantages and slots.stop < self.setting.num_envs:
             parts = self.shards.parts(self.activations.units)
             played = len(self.activations.units) * slots.stop // self.setting.num_envs
-            for end in [*accumulate(map(len, parts))][self.shards.begun :]:
-                if end <= played:
-                    self.shards.begin(self.work(self._batch(), len(self.activations.units)), parts)
+            complete = sum(end <= played for end in accumulate(map(len, parts)))
+            if complete > self.shards.begun:
+                self.shards.begin(self.work(self._batch()), parts[:complete])
 
     def make_optimizer(self, weights: list[nn.Parameter]) -> torch.optim.Optimizer:
         """RMSprop."""

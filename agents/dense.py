@@ -19,7 +19,7 @@ class Dense(nn.Linear):
     """`nn.Linear`, whose weights can leave their gradient as factors."""
 
     factors: list[tuple[Tensor, Tensor]] | None = None
-    """(left, right) of each backward pass, where they are collected; else `weight.grad` is what it always is."""
+    """A list to which each backward pass adds (left, right), and `weight.grad` stays as it is; None: as in `nn.Linear`."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, I) -> (B, O)."""
@@ -37,12 +37,13 @@ class Dense(nn.Linear):
 
 def write_gradient(layers: Sequence[Dense], rows: slice, gradient: Tensor) -> None:
     """Some rows of the weights' gradient, of all factors that copies of a layer have collected, into `gradient`."""
-    lefts, rights = zip(*(pair for layer in layers for pair in layer.factors or ()), strict=True)
-    left, right = torch.cat([each[:, rows] for each in lefts]), torch.cat(rights)
-    if left.dtype == gradient.dtype:
-        torch.mm(left.T, right, out=gradient)
-    else:
-        gradient.copy_(left.T @ right)
+    pairs = [pair for layer in layers for pair in layer.factors or ()]
+    assert pairs, "a weight that no output depends on"
+    if gradient.dtype == pairs[0][0].dtype:
+        for at, (left, right) in enumerate(pairs):
+            gradient.addmm_(left[:, rows].T, right, beta=min(at, 1))  # the first takes the place of what is there
+    else:  # a sum in fewer digits would round with each
+        gradient.copy_(torch.cat([left[:, rows] for left, _ in pairs]).T @ torch.cat([right for _, right in pairs]))
 
 
 class _Collected(torch.autograd.Function):

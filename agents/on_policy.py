@@ -335,20 +335,19 @@ class OnPolicyAgent(ABC):
 
     def _gradient_step(self, *given: Tensor) -> dict[str, Tensor]:
         *fields, units = given
-        sums = self.shards.gradients(self.work(Batch(*fields), len(units)), units, self.past.chunk)
+        sums = self.shards.gradients(self.work(Batch(*fields)), units, self.past.chunk)
         scale = 1 / sums.pop("counted").clamp(min=1)
         if self.activations:
             self.activations.forget()
-        norm = self.shards.clip(self.config.max_grad_norm, scale * len(units))
+        norm = self.shards.clip(self.config.max_grad_norm, scale)
         self.optimizer.step()
         self.shards.refresh()
         return {**{name: value * scale for name, value in sums.items()}, "gradient/norm": norm}
 
-    def work(self, rollout: Batch, num_units: int) -> Work:
-        """What a thread does for its part of a batch of so many units of a rollout.
+    def work(self, rollout: Batch) -> Work:
+        """What a thread does for its part of a batch.
 
-        How many steps of a batch count is known only behind its last part: until then gradients are of the sum over them,
-        divided by the number of units, and metrics of the sum.
+        Gradients and metrics are sums over the steps that count: how many there are is known only behind the last part.
         """
 
         def work(network: nn.Module, part: Tensor) -> dict[str, Tensor]:
@@ -360,7 +359,7 @@ class OnPolicyAgent(ABC):
                 logits, values, _ = network(inputs, state, known or look)
             loss, parts = self.loss(logits, values, batch)
             counted = batch.weights.sum()
-            torch.autograd.backward(loss * (counted / num_units))
+            torch.autograd.backward(loss * counted)
             sums = {name: value.detach() * counted for name, value in {**parts, "loss/total": loss}.items()}
             return {**sums, "counted": counted}
 
@@ -376,6 +375,7 @@ class OnPolicyAgent(ABC):
 
     def load_learned(self, state: dict[str, Any]) -> None:
         """Take back what `learned` returned."""
+        self.shards.forget()  # what was begun with other weights
         self.network.load_state_dict(state["weights"])
         self.shards.refresh()
         self.optimizer.load_state_dict(state["optimizer"])

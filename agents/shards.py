@@ -5,13 +5,14 @@
       └── SharedOptimizer.step ◀── sum ────┘ a share of the rows of every weight for each thread
 
 torch can split every single operation over the cores instead, but its threads then wait for each other hundreds of times an
-update, spinning; as soon as another program wants a core, that takes ten times as long (`docs/log.md`). Here they meet six
-times. The sum is taken in a fixed order: the same parts give the same bits. A part can be begun before the others are there.
+update, spinning; as soon as another program wants a core, that takes ten times as long (`docs/log.md`). Here they meet five
+times, and once more for weights in bfloat16. A part can be begun before the others are there.
+The sum is taken in a fixed order: the same parts give the same bits.
 """
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
@@ -35,6 +36,8 @@ class Threads:
         """Start them when they are first needed."""
         self.count = count
         self._pool = ThreadPoolExecutor(count - 1, "shard", initializer=lambda: torch.set_num_threads(1)) if count > 1 else None
+        self._tensors: list[Tensor] = []
+        self._shares: list[list[Tensor]] = []  # of their rows
 
     def run(self, work: Callable[..., _Result], *arguments: Iterable[Any]) -> list[_Result]:
         """What `work` returns for the first of each of the arguments, for the second, and so on, side by side."""
@@ -49,25 +52,14 @@ class Threads:
         assert self._pool is not None
         return self._pool.submit(work, *arguments)
 
+    def shares(self, tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+        """Each thread's share of the rows of some tensors, as views; empty where there are fewer rows than threads.
 
-class Rows:
-    """Each thread's share of the rows of some tensors, as views: some, or all, or none where there are fewer rows than threads.
-
-    They are made once for the same tensors: a view takes as long as a sum of a few numbers.
-    """
-
-    def __init__(self, count: int) -> None:
-        """For so many threads."""
-        self._count = count
-        self._tensors: list[Tensor] = []
-        self._shares: list[list[Tensor]] = []
-
-    def of(self, tensors: Iterable[Tensor]) -> list[list[Tensor]]:
-        """By thread, and then in the order of the tensors."""
+        Of the same tensors as the last time they are the same views: to make one takes as long as a sum of a few numbers.
+        """
         given = [*tensors]
-        if len(given) != len(self._tensors) or any(one is not other for one, other in zip(given, self._tensors, strict=True)):
-            self._tensors = given
-            self._shares = [[_rows(tensor, share, self._count) for tensor in given] for share in range(self._count)]
+        if [*map(id, given)] != [*map(id, self._tensors)]:
+            self._tensors, self._shares = given, _shares(given, self.count)
         return self._shares
 
 
@@ -77,7 +69,10 @@ class Shards:
     def __init__(
         self, network: nn.Module, threads: Threads, precision: torch.dtype = torch.float32, *, images: bool = False
     ) -> None:
-        """Compute with the weights of `network`; in bfloat16 with a copy, which `refresh` brings up to date."""
+        """Compute with the weights of `network`; in bfloat16 with a copy, which `refresh` brings up to date.
+
+        The weights have to stay where they are in memory.
+        """
         self._whole, self._threads = network, threads
         self._smallest = SMALLEST_OF_IMAGES if images else SMALLEST
         self.network = network if precision == torch.float32 else _lowered(network, precision)
@@ -87,16 +82,13 @@ class Shards:
             for shared, own in zip(self.network.parameters(), replica.parameters(), strict=True):
                 own.data = shared.data
         self._dense = [_dense_layers(replica) for replica in self._replicas]
-        self._begun: list[Future[Metrics]] = []  # parts of the next batch
+        self._begun: list[tuple[Tensor, Future[Metrics]]] = []  # parts of the next batch
         pairs = zip(network.parameters(), self.network.parameters(), strict=True)
         lowered = [(weight.detach(), own.detach()) for weight, own in pairs if own.dtype != weight.dtype]  # others are shared
-        self._lowered = [Rows(threads.count).of(tensors) for tensors in zip(*lowered, strict=True)]
-        self._gradients = Rows(threads.count)
+        self._lowered = [_shares(tensors, threads.count) for tensors in zip(*lowered, strict=True)]
 
     def refresh(self) -> None:
-        """Take over the weights after they have changed; what has begun with the old ones is of no use."""
-        wait(self._begun)
-        self._begun.clear()
+        """Take over the weights after they have changed."""
         if self._lowered:
 
             def copy_rows(weights: list[Tensor], own: list[Tensor]) -> None:
@@ -106,12 +98,12 @@ class Shards:
             self._threads.run(copy_rows, *self._lowered)
 
     def clip(self, longest: float, scale: Tensor | float = 1.0) -> Tensor:
-        """Make of the gradient in the network `scale` times itself, and shorten that as `nn.utils.clip_grad_norm_` does.
+        """Multiply the gradient in the network by `scale`, and shorten what comes out as `nn.utils.clip_grad_norm_` does.
 
         Returns:
             How long it was before it was shortened.
         """
-        gradients = self._gradients.of(map(_gradient, self._whole.parameters()))
+        gradients = self._threads.shares(map(_gradient, self._whole.parameters()))
 
         def shorten(rows: list[Tensor]) -> None:
             for gradient in rows:
@@ -126,23 +118,23 @@ class Shards:
         """Leave the gradient of a whole batch in the network; (B,) indices are split between the threads.
 
         Args:
-            work: Adds its part's share of the gradient to the network it is given, and returns its share of each metric.
+            work: Adds its part's share of the gradient to the network it is given, and returns its share of each metric. Parts
+                that threads have begun with are only waited for.
             indices: What the batch is made of.
             samples: How many samples stand behind each index.
 
         Returns:
             The sums of the metrics.
         """
-        parts = self.parts(indices, samples)
-        replicas = self._replicas[: len(parts)]
-        begun, self._begun = self._begun, []
-        rest = [self._emptied(number, len(parts)) for number in range(len(begun), len(parts))]
-        made = self._threads.run(work, rest, parts[len(begun) :])
-        results = [*(each.result() for each in begun), *made]
-        self._add_up(replicas)
-        for layer in itertools.chain(*self._dense):
-            if layer is not None:
-                layer.factors = None
+        parts, begun = self.parts(indices, samples), self.begun
+        assert all(torch.equal(one, other) for (one, _), other in zip(self._begun, parts, strict=False))
+        try:
+            rest = [self._emptied(number, collect=len(parts) > 1) for number in range(begun, len(parts))]
+            made = self._threads.run(work, rest, parts[begun:])
+            results = [*(each.result() for _, each in self._begun), *made]
+            self._add_up(self._replicas[: len(parts)])
+        finally:
+            self.forget()
         return {name: torch.stack([metrics[name] for metrics in results]).sum() for name in results[0]}
 
     def parts(self, indices: Tensor, samples: int = 1) -> tuple[Tensor, ...]:
@@ -154,18 +146,27 @@ class Shards:
         """Parts of the next batch that threads have begun with."""
         return len(self._begun)
 
-    def begin(self, work: Work, parts: tuple[Tensor, ...]) -> None:
-        """Let a thread begin with the first of a batch's parts that none has begun with; `gradients` waits for it."""
-        number = len(self._begun)
-        self._begun.append(self._threads.submit(work, self._emptied(number, len(parts)), parts[number]))
+    def begin(self, work: Work, parts: Sequence[Tensor]) -> None:
+        """Let threads begin with the first parts of a batch, as far as none has; the next `gradients` is of that batch."""
+        for number in range(self.begun, len(parts)):
+            running = self._threads.submit(work, self._emptied(number, collect=True), parts[number])
+            self._begun.append((parts[number], running))
 
-    def _emptied(self, number: int, parts: int) -> nn.Module:
-        """The replica for one of so many parts, without a gradient."""
+    def forget(self) -> None:
+        """Wait for the parts that threads have begun with, and let go of them."""
+        wait([running for _, running in self._begun])
+        self._begun.clear()
+        for layer in itertools.chain(*self._dense):
+            if layer is not None:
+                layer.factors = None
+
+    def _emptied(self, number: int, *, collect: bool) -> nn.Module:
+        """A replica without a gradient; its dense layers `collect` factors, or none."""
         replica = self._replicas[number]
         replica.zero_grad(set_to_none=True)
         for layer in self._dense[number]:
             if layer is not None:
-                layer.factors = [] if parts > 1 else None
+                layer.factors = [] if collect else None
         return replica
 
     def _add_up(self, replicas: list[nn.Module]) -> None:
@@ -176,7 +177,7 @@ class Shards:
         for weight in self._whole.parameters():
             if weight.grad is None:
                 weight.grad = torch.empty_like(weight)
-        sums = self._gradients.of(map(_gradient, self._whole.parameters()))
+        sums = self._threads.shares(map(_gradient, self._whole.parameters()))
         terms = list(zip(*(replica.parameters() for replica in replicas), strict=True))
         layers = list(zip(*self._dense[: len(replicas)], strict=True))
 
@@ -206,7 +207,6 @@ class SharedOptimizer:
         self._weights, self._threads = list(network.parameters()), threads
         shares = range(threads.count)
         self._rows = [[nn.Parameter(_rows(w.detach(), share, threads.count)) for w in self._weights] for share in shares]
-        self._gradients = Rows(threads.count)
         self._optimizers = [make(rows) for rows in self._rows]
         self._make_graphable()
 
@@ -230,7 +230,7 @@ class SharedOptimizer:
                 weight.grad = gradient
             optimizer.step()
 
-        self._threads.run(step, self._optimizers, self._rows, self._gradients.of(map(_gradient, self._weights)))
+        self._threads.run(step, self._optimizers, self._rows, self._threads.shares(map(_gradient, self._weights)))
 
     def state_dict(self) -> dict[str, Any]:
         """As of one optimiser over the whole weights, whatever the number of threads."""
@@ -284,6 +284,12 @@ def _share_of(moment: Tensor, share: int, count: int, rows: Tensor) -> Tensor:
 def _rows(tensor: Tensor, share: int, count: int) -> Tensor:
     """One of `count` shares of a tensor's rows; none of them where there are fewer than shares."""
     return tensor[_share(len(tensor), share, count)]
+
+
+def _shares(tensors: Iterable[Tensor], count: int) -> list[list[Tensor]]:
+    """By share, and then in the order of the tensors."""
+    given = [*tensors]
+    return [[_rows(tensor, share, count) for tensor in given] for share in range(count)]
 
 
 def _share(rows: int, share: int, count: int) -> slice:

@@ -104,19 +104,38 @@ def test_gradients_are_those_of_autograd(shape):
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("groups", "threads", "begun"), [(2, 2, [1, 0]), (2, 4, [1, 0]), (3, 3, [1, 2, 0]), (3, 2, [0, 1, 0])])
+@pytest.mark.parametrize(
+    ("groups", "threads", "begun"), [(2, 2, [1, 0]), (2, 4, [1, 0]), (2, 6, [3, 0]), (3, 3, [1, 2, 0]), (3, 2, [0, 1, 0])]
+)
 def test_a_groups_part_is_begun_while_others_still_play(groups, threads, begun, precision, monkeypatch):
     """With the bits of an update that begins behind the last group; a part of two groups waits for both."""
     monkeypatch.setattr("agents.shards.SMALLEST_OF_IMAGES", 1)
     early, late = (make(groups=groups, threads=threads, precision=precision) for _ in range(2))
     monkeypatch.setattr(late.shards, "begin", lambda work, parts: None)
-    turns, seen = Turns(tape_of(2, groups), early, Clock()), []
+    turns, seen, rows = Turns(tape_of(2, groups), early, Clock()), [], []
     while early.updates < 2:
-        next(turns)
+        metrics = next(turns).metrics
+        rows += [metrics] if metrics else []
         seen.append(early.shards.begun)
     assert seen == [0] * groups * STEPS + begun + [0] * groups * (STEPS - 1) + begun
-    play_tape(late, tape_of(2, groups))
+    assert rows == play_tape(late, tape_of(2, groups))
     assert same(early.state_dict(), late.state_dict())
+
+
+def test_a_part_that_was_begun_and_fails_is_told_and_forgotten(monkeypatch):
+    monkeypatch.setattr("agents.shards.SMALLEST_OF_IMAGES", 1)
+    agent = make(threads=2)
+    turns = Turns(tape_of(1), agent, Clock())
+    for _ in range(2 * STEPS):
+        next(turns)
+    known = agent.activations.known
+    monkeypatch.setattr(agent.activations, "known", lambda part: 1 / 0 if part[0] == 0 else known(part))
+    next(turns)
+    assert agent.shards.begun == 1
+    with pytest.raises(ZeroDivisionError):
+        next(turns)
+    assert not agent.shards.begun
+    assert all(replica.torso.dense.factors is None for replica in agent.shards._replicas)
 
 
 def test_no_part_is_begun_before_all_advantages_are_known(monkeypatch):
