@@ -34,7 +34,6 @@ _BESIDE = 64  # features of the numbers beside the picture, and of an instructio
 _WORD = 20  # numbers that a word becomes, as in IMPALA
 MEMORY_UNITS = 256  # as in IMPALA
 
-
 _Layer = TypeVar("_Layer", bound=nn.Linear | nn.Conv2d)
 
 
