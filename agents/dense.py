@@ -25,7 +25,7 @@ class Dense(nn.Linear):
         """(B, I) -> (B, O)."""
         if self.factors is None or not torch.is_grad_enabled():
             return super().forward(inputs)
-        return _collected(self, inputs.to(self.weight.dtype), self.weight, self.bias)
+        return _collected(self, inputs, self.weight, self.bias)
 
     def gradients(self, inputs: Tensor, gradient: Tensor) -> tuple[Tensor | None, Tensor]:
         """Gradients of weights (None where factors are collected) and bias, by what it was given and the gradient behind it."""

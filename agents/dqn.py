@@ -34,7 +34,6 @@ from agents.player import NetworkPlayer
 from agents.replay import Replay, Transitions
 from agents.schedules import linear
 from agents.shards import Shards, SharedOptimizer, Threads
-from agents.torch_setup import autocast
 from envs.contract import GameDescription, InputError, TimeStep
 
 _REPORT_UPDATES = 50  # updates between two rows of metrics
@@ -202,8 +201,7 @@ class DQN:
         return chosen
 
     def _best(self, stacks: Tensor, extra: Tensor) -> dict[str, Tensor]:
-        with autocast(self.setting):
-            return {"best": self.shards.network(stacks, extra).argmax(-1)}
+        return {"best": self.shards.network(stacks, extra).argmax(-1)}
 
     def observe(self, timestep: TimeStep, slots: slice) -> None:
         """Store what the last actions brought."""
@@ -278,11 +276,10 @@ class DQN:
 
         def work(network: nn.Module, part: Tensor) -> dict[str, Tensor]:
             batch = part_of(part)
-            with torch.no_grad(), autocast(self.setting):
+            with torch.no_grad():
                 target_values = self.target(batch.next_stacks, batch.next_extra)
                 choosing_values = network(batch.next_stacks, batch.next_extra) if config.double else target_values
-            with autocast(self.setting):
-                values = network(batch.stacks, batch.extra)
+            values = network(batch.stacks, batch.extra)
             share = batch.weights.sum() / counted
             loss = dqn_loss(values, td_targets(batch, target_values, choosing_values), batch, config.loss) * share
             torch.autograd.backward(loss)

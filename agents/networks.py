@@ -6,6 +6,7 @@
     last action, reward ────────────────┘ └ state of the step before, zero where an episode opens
 
 A torso takes stacks (B, depth, *shape) as they are stored (uint8 images and RAM, float32 vectors) and returns features (B, F).
+What stands before the memory computes in the precision of its weights, float32 or less; memory and heads in float32.
 
 - `nature`: the convolutional network of Mnih et al. 2015, "Human-level control through deep reinforcement learning".
 - `impala`: the residual network of Espeholt et al. 2018, "IMPALA" (arXiv 1802.01561), 15 convolutions.
@@ -13,6 +14,7 @@ A torso takes stacks (B, depth, *shape) as they are stored (uint8 images and RAM
 - `mlp`: a multi-layer perceptron for vectors.
 """
 
+import copy
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -50,11 +52,31 @@ def hidden(layer: _Layer) -> _Layer:
     return orthogonal(layer, math.sqrt(2))
 
 
+class Head(nn.Linear):
+    """A last layer: float32 whatever is before it, since so few outputs gain nothing by fewer digits."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(..., F) of any precision -> (..., outputs) float32."""
+        return super().forward(features.float())
+
+
 def channels_last(module: nn.Module) -> None:
     """Lay a module's convolutions out as the CPU's and the tensor cores' kernels read them, in place."""
     for weight in module.parameters():
         if weight.dim() == 4:
             weight.data = weight.data.to(memory_format=torch.channels_last)
+
+
+def lowered(network: nn.Module, precision: torch.dtype) -> nn.Module:
+    """A copy with its convolutions and dense layers in `precision`, but for the heads; other weights are shared."""
+    low = copy.deepcopy(network)
+    for module in low.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d) and not isinstance(module, Head):
+            module.to(precision)
+    for weight, own in zip(network.parameters(), low.parameters(), strict=True):
+        if own.dtype == weight.dtype:
+            own.data = weight.data
+    return low
 
 
 class NatureCNN(nn.Module):
@@ -89,7 +111,7 @@ class NatureCNN(nn.Module):
         """The images as blocks, and what each layer makes of what is before it, behind its ReLU; the last are the features."""
         first, second, third = self._layers
         convolve = nn.functional.conv2d
-        images = _as_blocks(stacks)
+        images = _as_blocks(stacks, first.weight.dtype)
         yield images
         images = convolve(images, self._weights_over_blocks(first.weight), first.bias).relu_()
         yield images
@@ -166,7 +188,8 @@ class ImpalaResNet(nn.Module):
 
     def forward(self, stacks: Tensor) -> Tensor:
         """(B, depth, C, H, W) uint8 -> (B, features)."""
-        features: Tensor = self.dense(self.convolutions(_as_image(stacks)).flatten(1))
+        images = _as_image(stacks, _precision(self.convolutions))
+        features: Tensor = self.dense(self.convolutions(images).flatten(1))
         return features.relu()
 
 
@@ -180,8 +203,8 @@ class MLP(nn.Module):
         self.features = units
 
     def forward(self, stacks: Tensor) -> Tensor:
-        """(B, depth, D) float32 -> (B, features)."""
-        features: Tensor = self.layers(stacks.flatten(1))
+        """(B, depth, D) -> (B, features)."""
+        features: Tensor = self.layers(stacks.flatten(1).to(_precision(self.layers)))
         return features
 
 
@@ -203,7 +226,7 @@ class RamMLP(nn.Module):
 
     def forward(self, stacks: Tensor) -> Tensor:
         """(B, depth, 128) uint8 -> (B, features)."""
-        views = self.views.to(_dtype_on(stacks.device))
+        views = self.views.to(_precision(self.mlp.layers))
         features: Tensor = self.mlp(nn.functional.embedding(stacks.flatten(1).int(), views).flatten(1))
         return features
 
@@ -256,10 +279,10 @@ class Beside(nn.Module):
         numbers, words = extra[:, : self._num_numbers], extra[:, self._num_numbers :].long()
         parts = []
         if self.dense is not None:
-            parts.append(self.dense(numbers.sign() * numbers.abs().log1p()).relu())
+            squashed = numbers.sign() * numbers.abs().log1p()
+            parts.append(self.dense(squashed.to(self.dense.weight.dtype)).relu())
         if self.embedding is not None and self.reader is not None:
-            with torch.autocast(extra.device.type, enabled=False):  # not every processor has an LSTM of bfloat16
-                read, _ = self.reader(self.embedding(words))
+            read, _ = self.reader(self.embedding(words))
             length = (words > 0).sum(1)
             last = read[torch.arange(len(read), device=read.device), (length - 1).clamp(min=0)]
             parts.append(last * (length > 0)[:, None])
@@ -287,10 +310,9 @@ class Memory(nn.Module):
         played = nn.functional.one_hot(inputs.last_actions, self._num_actions)
         before = torch.cat([played, inputs.last_rewards[..., None].clamp(-1, 1)], -1) * goes_on
         outputs = []
-        with torch.autocast(features.device.type, enabled=False):  # CUDA would round, and it adds up from step to step
-            for seen, kept in zip(torch.cat([features.float(), before], -1), goes_on, strict=True):
-                state = self._step(seen, state * kept)
-                outputs.append(state[:, : self.features])
+        for seen, kept in zip(torch.cat([features.float(), before], -1), goes_on, strict=True):
+            state = self._step(seen, state * kept)
+            outputs.append(state[:, : self.features])
         return torch.stack(outputs), state
 
     def _step(self, seen: Tensor, state: Tensor) -> Tensor:
@@ -325,19 +347,18 @@ class ActorCritic(Network):
         self.memory = Memory(memory, self.features, game.num_actions) if memory != "none" else None
         self.state_size = self.memory.state_size if self.memory else 0
         features = self.memory.features if self.memory else self.features
-        self.policy = orthogonal(nn.Linear(features, game.num_actions), 0.01)
-        self.value = orthogonal(nn.Linear(features, 1), 1.0)
+        self.policy = orthogonal(Head(features, game.num_actions), 0.01)
+        self.value = orthogonal(Head(features, 1), 1.0)
 
     def forward(self, inputs: Inputs, state: Tensor, look: Look = look) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs (L, B, ...) and the state before them (B, S) -> logits (L, B, A), values (L, B), the state after them (B, S).
 
-        Logits and values are float32 under autocast too. Without a memory S is 0, and each step is seen for itself. `look`
-        lets the torso look at the stacks.
+        Without a memory S is 0, and each step is seen for itself. `look` lets the torso look at the stacks.
         """
         features = self.see(inputs.stacks.flatten(0, 1), inputs.extra.flatten(0, 1), look).view(*inputs.is_first.shape, -1)
         if self.memory is not None:
             features, state = self.memory(features, inputs, state)
-        return self.policy(features).float(), self.value(features).float().squeeze(-1), state
+        return self.policy(features), self.value(features).squeeze(-1), state
 
 
 class QNetwork(Network):
@@ -346,23 +367,29 @@ class QNetwork(Network):
     def __init__(self, game: GameDescription, depth: int, torso: str) -> None:
         """Size the head by the game's actions."""
         super().__init__(game, depth, torso)
-        self.head = orthogonal(nn.Linear(self.features, game.num_actions), 1.0)
+        self.head = orthogonal(Head(self.features, game.num_actions), 1.0)
 
     def forward(self, stacks: Tensor, extra: Tensor) -> Tensor:
-        """(B, depth, *shape), (B, E) -> action values (B, A); float32 under autocast too."""
+        """(B, depth, *shape), (B, E) -> action values (B, A)."""
         values: Tensor = self.head(self.see(stacks, extra))
-        return values.float()
+        return values
 
 
-def _as_image(stacks: Tensor) -> Tensor:
-    """(B, depth, C, H, W) uint8 -> (B, depth * C, H, W) float in 0..1, channels last in memory."""
-    return stacks.flatten(1, 2).to(_dtype_on(stacks.device), memory_format=torch.channels_last) / 255
+def _precision(layers: nn.Sequential) -> torch.dtype:
+    """In what layers compute."""
+    return layers.get_parameter("0.weight").dtype
 
 
-def _as_blocks(stacks: Tensor) -> Tensor:
-    """(B, depth, C, H, W) uint8 -> (B, depth * C * 16, H // 4, W // 4) float in 0..255, channels last in memory.
+def _as_image(stacks: Tensor, precision: torch.dtype) -> Tensor:
+    """(B, depth, C, H, W) uint8 -> (B, depth * C, H, W) in 0..1, channels last in memory."""
+    return stacks.flatten(1, 2).to(precision, memory_format=torch.channels_last) / 255
+
+
+def _as_blocks(stacks: Tensor, precision: torch.dtype) -> Tensor:
+    """(B, depth, C, H, W) uint8 -> (B, depth * C * 16, H // 4, W // 4) in 0..255, channels last in memory.
 
     The channels of a place are the pixels of its block, row by row; what is left over at the right and at the bottom goes.
+    bfloat16 holds a byte exactly.
     """
     height, width = (size // _BLOCK for size in stacks.shape[-2:])
     pixels = stacks[..., : height * _BLOCK, : width * _BLOCK]
@@ -370,7 +397,7 @@ def _as_blocks(stacks: Tensor) -> Tensor:
         pixels = pixels.contiguous()  # so that each row begins where a number of four bytes may
     rows = pixels.view(torch.int32).view(*stacks.shape[:3], height, _BLOCK, width)  # four pixels move as one number
     blocks = _laid_out(rows.permute(0, 3, 5, 1, 2, 4)).view(torch.uint8).flatten(3)
-    return blocks.to(_dtype_on(stacks.device)).permute(0, 3, 1, 2)
+    return blocks.to(precision).permute(0, 3, 1, 2)
 
 
 def _laid_out(numbers: Tensor) -> Tensor:
@@ -403,11 +430,6 @@ def _convolution_gradients(
         gradient, images, weight, *rest, (of_images, True, True)
     )
     return gradients
-
-
-def _dtype_on(device: torch.device) -> torch.dtype:
-    """In what a network computes now; bf16 holds a byte exactly."""
-    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
 
 
 def _flat_size(layers: nn.Module, channels: int, height: int, width: int) -> int:

@@ -31,7 +31,6 @@ from agents.rollout import Rollout, generalized_advantages
 from agents.schedules import linear
 from agents.shards import Shards, SharedOptimizer, Threads, Work, set_learning_rate
 from agents.storage import check_room
-from agents.torch_setup import autocast
 from envs.contract import GameDescription, InputError, TimeStep
 
 _COPIES = 4  # of a rollout in memory while a checkpoint is made of it: itself, what was taken down, its bytes, and the file
@@ -210,8 +209,7 @@ class OnPolicyAgent(ABC):
     def _choice(self, *given: Tensor) -> dict[str, Tensor]:
         """Draw actions: the fields of Inputs (1, B, ...), the memory's state (B, S), waits drawn with rate 1 (B, A)."""
         *seen, state, waits = given
-        with autocast(self.setting):
-            logits, values, state = self.actor(Inputs(*seen), state, self.activations or look)
+        logits, values, state = self.actor(Inputs(*seen), state, self.activations or look)
         log_probs = logits[0].log_softmax(-1)
         # Of waits with these rates the shortest is a draw: torch.multinomial's own, but for its checks, which cost as much
         actions = (log_probs.exp() / waits).argmax(-1, keepdim=True)
@@ -237,7 +235,7 @@ class OnPolicyAgent(ABC):
 
     def _note_value(self, t: int, slots: slice) -> None:
         """Note what the observation behind a rollout is worth."""
-        with torch.no_grad(), autocast(self.setting):
+        with torch.no_grad():
             _, values, _ = self.actor(self.rollout.inputs_at(t, slots), self.state[slots])
             self.rollout.put_value(t, slots, values[0])
 
@@ -355,8 +353,7 @@ class OnPolicyAgent(ABC):
             batch = Batch(*(field[steps, slots] for field in rollout))
             known = self.activations.known(part) if self.activations else None
             inputs = self.past.inputs(steps, slots, stacks=known is None)
-            with autocast(self.setting):
-                logits, values, _ = network(inputs, state, known or look)
+            logits, values, _ = network(inputs, state, known or look)
             loss, parts = self.loss(logits, values, batch)
             counted = batch.weights.sum()
             torch.autograd.backward(loss * counted)
@@ -442,7 +439,7 @@ class OnPolicyAgent(ABC):
     def see(self, activations: Activations, t: int, slots: slice) -> None:
         """Make the results of layers for step t of a rollout without acting."""
         activations.begin(t, slots)
-        with torch.inference_mode(), autocast(self.setting):
+        with torch.inference_mode():
             self.actor(self.rollout.inputs_at(t, slots), self.state[slots], activations)
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.dense import Dense, write_gradient
+from agents.networks import lowered
 
 SMALLEST = 64  # samples in a part; below that, splitting costs more than it saves
 SMALLEST_OF_IMAGES = 16  # the same, where a sample is an image and takes longer
@@ -75,7 +76,7 @@ class Shards:
         """
         self._whole, self._threads = network, threads
         self._smallest = SMALLEST_OF_IMAGES if images else SMALLEST
-        self.network = network if precision == torch.float32 else _lowered(network, precision)
+        self.network = network if precision == torch.float32 else lowered(network, precision)
         """What to act with."""
         self._replicas = [self.network, *(copy.deepcopy(self.network) for _ in range(threads.count - 1))]
         for replica in self._replicas[1:]:
@@ -84,18 +85,18 @@ class Shards:
         self._dense = [_dense_layers(replica) for replica in self._replicas]
         self._begun: list[tuple[Tensor, Future[Metrics]]] = []  # parts of the next batch
         pairs = zip(network.parameters(), self.network.parameters(), strict=True)
-        lowered = [(weight.detach(), own.detach()) for weight, own in pairs if own.dtype != weight.dtype]  # others are shared
-        self._lowered = [_shares(tensors, threads.count) for tensors in zip(*lowered, strict=True)]
+        copies = [(weight.detach(), own.detach()) for weight, own in pairs if own.dtype != weight.dtype]  # others are shared
+        self._copies = [_shares(tensors, threads.count) for tensors in zip(*copies, strict=True)]
 
     def refresh(self) -> None:
         """Take over the weights after they have changed."""
-        if self._lowered:
+        if self._copies:
 
             def copy_rows(weights: list[Tensor], own: list[Tensor]) -> None:
                 for weight, low in zip(weights, own, strict=True):
                     low.copy_(weight)
 
-            self._threads.run(copy_rows, *self._lowered)
+            self._threads.run(copy_rows, *self._copies)
 
     def clip(self, longest: float, scale: Tensor | float = 1.0) -> Tensor:
         """Multiply the gradient in the network by `scale`, and shorten what comes out as `nn.utils.clip_grad_norm_` does.
@@ -305,15 +306,3 @@ def _dense_layers(network: nn.Module) -> list[Dense | None]:
 def _gradient(weight: nn.Parameter) -> Tensor:
     assert weight.grad is not None, "a weight that no output depends on"
     return weight.grad
-
-
-def _lowered(network: nn.Module, precision: torch.dtype) -> nn.Module:
-    """A copy that holds in `precision` what autocast computes in it; other weights are shared."""
-    low = copy.deepcopy(network)
-    for module in low.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            module.to(precision)
-    for weight, own in zip(network.parameters(), low.parameters(), strict=True):
-        if own.dtype == weight.dtype:
-            own.data = weight.data
-    return low

@@ -2,21 +2,12 @@
 
 import ctypes
 import platform
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from agents.agent import Setting
 from envs.contract import InputError
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
-
-
-def autocast(setting: Setting) -> AbstractContextManager[object]:
-    """Matrix products in the setting's precision inside the block, sums and weights in float32."""
-    if setting.precision == torch.float32:
-        return nullcontext()
-    return torch.autocast(setting.device.type, dtype=setting.precision)
 
 
 def pick_device(name: str) -> torch.device:

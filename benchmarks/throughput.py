@@ -47,7 +47,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from agents.networks import Inputs
 from agents.shards import Threads
-from agents.torch_setup import autocast, pick_device
+from agents.torch_setup import pick_device
 from envs import atari
 from envs.contract import game_seeds
 from envs.workers import WorkerEnvs, usable_cores
@@ -238,7 +238,7 @@ class Bench:
         inputs = [self._inputs(agent, size) for _ in range(threads.count)]
 
         def pass_forward(seen: Inputs) -> None:
-            with torch.inference_mode(), autocast(agent.setting):
+            with torch.inference_mode():
                 for _ in range(20):
                     _outputs(agent, agent.shards.network, seen)
                 _wait(self.plan.device)
@@ -255,11 +255,10 @@ class Bench:
 
         def gradients(network: nn.Module, part: Tensor) -> dict[str, Tensor]:
             own = Inputs(*(field[:, part] for field in seen))
-            with autocast(agent.setting):
-                if self.case.algorithm == "dqn":
-                    with torch.no_grad():
-                        _outputs(agent, agent.target, own)
-                outputs = _outputs(agent, network, own)
+            if self.case.algorithm == "dqn":
+                with torch.no_grad():
+                    _outputs(agent, agent.target, own)
+            outputs = _outputs(agent, network, own)
             loss = sum(output.square().sum() for output in outputs) / self.batch
             torch.autograd.backward(loss)
             return {"loss": loss.detach()}

@@ -9,7 +9,7 @@ import torch
 
 from agents import cuda_graphs
 from agents.agent import Setting
-from agents.networks import ActorCritic, Inputs
+from agents.networks import ActorCritic, Inputs, lowered
 from agents.registry import ALGORITHMS
 from agents.replay import Replay
 from tests.agents.driving import configure, decide, describe, draw_tape, inputs_of, play_tape, same, split
@@ -160,10 +160,9 @@ def test_a_state_goes_from_device_to_device(algorithm):
 @pytest.mark.parametrize("memory", ["gru", "lstm"])
 def test_a_memory_is_not_rounded(memory):
     torch.manual_seed(0)
-    network = ActorCritic(GAMES["vector"], 1, "auto", memory).cuda()
+    network = lowered(ActorCritic(GAMES["vector"], 1, "auto", memory).cuda(), torch.bfloat16)
     inputs, _ = inputs_of(torch.randn(4, 1, 5))
     state = torch.randn(4, network.state_size, device="cuda")
-    with torch.autocast("cuda", dtype=torch.bfloat16):
-        _, _, after = network(Inputs(*(part.cuda() for part in inputs)), state)
+    _, _, after = network(Inputs(*(part.cuda() for part in inputs)), state)
     assert after.dtype == torch.float32
     assert not torch.equal(after, after.bfloat16().float())

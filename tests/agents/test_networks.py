@@ -9,7 +9,7 @@ import torch
 from gymnasium.spaces import Box
 from torch import nn
 
-from agents.networks import MLP, ActorCritic, ImpalaResNet, NatureCNN, QNetwork, RamMLP, make_torso
+from agents.networks import MLP, ActorCritic, ImpalaResNet, NatureCNN, QNetwork, RamMLP, lowered, make_torso
 from tests.agents.driving import describe, inputs_of
 
 DEPTH, BATCH, ACTIONS = 4, 3, 5
@@ -61,9 +61,9 @@ def test_bfloat16_is_close(name):
     network = ActorCritic(game, DEPTH, kind)
     stacks = stacks_of(game)
     logits, values, _ = network(*inputs_of(stacks))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        low_logits, low_values, _ = network(*inputs_of(stacks))
+    low_logits, low_values, _ = lowered(network, torch.bfloat16)(*inputs_of(stacks))
     assert low_logits.dtype == low_values.dtype == torch.float32
+    assert not torch.equal(low_logits, low_logits.bfloat16().float())  # heads do not round
     assert not torch.equal(low_values, values)  # it was another precision
     torch.testing.assert_close(low_logits, logits, atol=0.01, rtol=0.05)
     torch.testing.assert_close(low_values, values, atol=0.2 * values.abs().max().item(), rtol=0)
@@ -71,7 +71,7 @@ def test_bfloat16_is_close(name):
 
 @pytest.mark.parametrize("kind", ["gru", "lstm"])
 def test_a_memory_counts_in_float32(kind):
-    """Under autocast too, with variables and an instruction beside the picture; so do what reads it, and its gradients."""
+    """In bfloat16 too, with variables and an instruction beside the picture; so do what reads it, and its gradients."""
     torch.manual_seed(0)
     game = describe((1, 36, 36), "uint8", ACTIONS, extra=18, tokens=16)
     network = ActorCritic(game, DEPTH, "nature", kind)
@@ -81,16 +81,16 @@ def test_a_memory_counts_in_float32(kind):
     with torch.no_grad():
         _, values, after = network(inputs, state)
     read = []
-    network.beside.reader.register_forward_hook(lambda _, inputs, outputs: read.append(outputs[0].dtype))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        low_logits, low_values, low_after = network(inputs, state)
+    low = lowered(network, torch.bfloat16)
+    low.beside.reader.register_forward_hook(lambda _, inputs, outputs: read.append(outputs[0].dtype))
+    low_logits, low_values, low_after = low(inputs, state)
     assert read == [torch.float32]  # in bfloat16 there is no such kernel without AVX-512
     assert {part.dtype for part in (low_logits, low_values, low_after)} == {torch.float32}
     torch.testing.assert_close(low_after, after, atol=0.02, rtol=0)
     torch.testing.assert_close(low_values, values, atol=0.05, rtol=0)
     assert not torch.equal(low_after, low_after.bfloat16().float())  # it was not rounded
     (low_values.sum() + low_logits.sum()).backward()
-    assert all(weight.grad.isfinite().all() for weight in network.parameters())
+    assert all(weight.grad.isfinite().all() for weight in low.parameters())
 
 
 @pytest.mark.parametrize("name", ["nature", "impala colour"])
@@ -148,7 +148,7 @@ def test_acting_follows_every_change_of_the_weights(precision):
     stacks = stacks_of(game)
 
     def features(torso, mode):
-        with mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+        with mode():
             return torso(stacks)
 
     seen = [features(torso, torch.inference_mode)]
@@ -184,9 +184,10 @@ def test_impala_has_fifteen_convolutions():
 
 def test_ram_is_seen_as_numbers_and_as_bits():
     torso = RamMLP(3)
-    torso.mlp = nn.Identity()
-    features = torso(torch.tensor([[[0, 5, 255]]], dtype=torch.uint8))
-    assert features.tolist()[0] == pytest.approx([0] * 9 + [5 / 255, 1, 0, 1, 0, 0, 0, 0, 0] + [1] * 9)
+    seen = []
+    torso.mlp.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs))
+    torso(torch.tensor([[[0, 5, 255]]], dtype=torch.uint8))
+    assert seen[0].tolist()[0] == pytest.approx([0] * 9 + [5 / 255, 1, 0, 1, 0, 0, 0, 0, 0] + [1] * 9)
     assert RamMLP(128).mlp.layers[0].in_features == 128 + 1024
     assert "views" not in RamMLP(3).state_dict()  # a table, not a weight
 

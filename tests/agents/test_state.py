@@ -217,5 +217,7 @@ def test_what_acts_has_learned(algorithm):
     assert not same(agents[0].network.state_dict(), first)
     for agent in agents:
         weights = agent.network.state_dict()
-        for name, weight in agent.shards.network.state_dict().items():
-            assert torch.equal(weight, weights[name].to(torch.bfloat16)), name
+        acting = agent.shards.network.state_dict()
+        assert {weight.dtype for weight in acting.values()} == {torch.bfloat16, torch.float32}
+        for name, weight in acting.items():
+            assert torch.equal(weight, weights[name].to(weight.dtype)), name
