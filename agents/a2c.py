@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from agents.activations import Activations
 from agents.agent import Setting
 from agents.networks import NatureCNN
-from agents.on_policy import Batch, OnPolicyAgent, OnPolicyConfig, masked_mean, policy_terms
+from agents.on_policy import Batch, OnPolicyAgent, OnPolicyConfig, mean_over, policy_terms
 from agents.rmsprop import RMSprop
 from agents.storage import check_room
 
@@ -56,9 +56,10 @@ def a2c_loss(logits: Tensor, values: Tensor, batch: Batch, *, entropy: float, va
         The loss and its parts, scalars.
     """
     log_probs, entropies = policy_terms(logits, batch.actions)
-    policy_loss = -masked_mean(batch.advantages * log_probs, batch.weights)
-    value_loss = masked_mean((batch.returns - values) ** 2, batch.weights)
-    bonus = masked_mean(entropies, batch.weights)
+    mean = mean_over(batch.weights)
+    policy_loss = -mean(batch.advantages * log_probs)
+    value_loss = mean((batch.returns - values) ** 2)
+    bonus = mean(entropies)
     loss = policy_loss - entropy * bonus + value * value_loss
     return loss, {"loss/policy": policy_loss, "loss/value": value_loss, "policy/entropy": bonus}
 

@@ -4,7 +4,7 @@
     of all parts     the same product of all their rows: a thread makes a share of the rows of the weights
 
 A product for each part would be O * I numbers written and read again for each, to be added up; for small batches that takes
-longer than to multiply.
+longer than to multiply. Nor is it written before it is shortened: how long it is, the factors of few samples know.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+_FEW = 96  # samples, behind which a layer's factors know its gradient's length sooner than the gradient itself
 
 
 class Dense(nn.Linear):
@@ -35,15 +37,39 @@ class Dense(nn.Linear):
         return None, gradient.sum(0)
 
 
-def write_gradient(layers: Sequence[Dense], rows: slice, gradient: Tensor) -> None:
-    """Some rows of the weights' gradient, of all factors that copies of a layer have collected, into `gradient`."""
-    pairs = [pair for layer in layers for pair in layer.factors or ()]
-    assert pairs, "a weight that no output depends on"
-    if gradient.dtype == pairs[0][0].dtype:
-        for at, (left, right) in enumerate(pairs):
-            gradient.addmm_(left[:, rows].T, right, beta=min(at, 1))  # the first takes the place of what is there
-    else:  # a sum in fewer digits would round with each
-        gradient.copy_(torch.cat([left[:, rows] for left, _ in pairs]).T @ torch.cat([right for _, right in pairs]))
+class Product:
+    """The gradient of a dense layer's weights, of all factors that copies of the layer have collected."""
+
+    def __init__(self, layers: Sequence[Dense]) -> None:
+        """Take the factors, N samples in all."""
+        self._pairs = [pair for layer in layers for pair in layer.factors or ()]
+        assert self._pairs, "a weight that no output depends on"
+        self.few = sum(len(left) for left, _ in self._pairs) <= _FEW
+        """Whether its length is sooner known from the factors than from what they make."""
+
+    def square(self) -> Tensor:
+        """The square of its length: of `left @ left.T` and `right @ right.T`, N * N numbers each in place of its O * I."""
+        left, right = self._whole()
+        square: Tensor = ((left @ left.T) * (right @ right.T)).sum()
+        return square
+
+    def write(self, rows: slice, gradient: Tensor, scale: Tensor | None = None) -> None:
+        """Some rows of it, times `scale`, into `gradient`."""
+        if scale is not None:
+            left, right = self._whole()
+            torch.mm((left[:, rows] * scale).T, right, out=gradient)
+        elif gradient.dtype == self._pairs[0][0].dtype:
+            for at, (left, right) in enumerate(self._pairs):
+                gradient.addmm_(left[:, rows].T, right, beta=min(at, 1))  # the first takes the place of what is there
+        else:  # a sum in fewer digits would round with each
+            left, right = map(torch.cat, zip(*self._pairs, strict=True))
+            gradient.copy_(left[:, rows].T @ right)
+
+    def _whole(self) -> tuple[Tensor, Tensor]:
+        """All factors, in float32 or better."""
+        left, right = map(torch.cat, zip(*self._pairs, strict=True))
+        precision = torch.promote_types(left.dtype, torch.float32)
+        return left.to(precision), right.to(precision)
 
 
 class _Collected(torch.autograd.Function):

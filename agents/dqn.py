@@ -286,9 +286,7 @@ class DQN:
             return {"loss": loss.detach(), "value": values.detach().mean() * len(part) / size}
 
         metrics = self.shards.gradients(work, torch.arange(size, device=self.setting.device))
-        norm = self.shards.clip(config.max_grad_norm)
-        self.optimizer.step()
-        self.shards.refresh()
+        norm = self.shards.step(self.optimizer, config.max_grad_norm)
         return {"losses": torch.stack([metrics["loss"], metrics["value"], norm])}
 
     def state_dict(self) -> dict[str, Any]:

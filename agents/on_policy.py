@@ -10,6 +10,7 @@ What is learned from does not depend on how long anything takes.
 import copy
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -92,7 +93,13 @@ class Batch(NamedTuple):
 
 def masked_mean(x: Tensor, weights: Tensor) -> Tensor:
     """Mean over the samples that count; 0 where none does."""
-    return (x * weights).sum() / weights.sum().clamp(min=1)
+    return mean_over(weights)(x)
+
+
+def mean_over(weights: Tensor) -> Callable[[Tensor], Tensor]:
+    """`masked_mean` of several numbers of the same samples."""
+    shares = weights / weights.sum().clamp(min=1)
+    return lambda x: (x * shares).sum()
 
 
 def normalized(advantages: Tensor, mask: Tensor, floor: float = 1e-3) -> Tensor:
@@ -337,9 +344,7 @@ class OnPolicyAgent(ABC):
         scale = 1 / sums.pop("counted").clamp(min=1)
         if self.activations:
             self.activations.forget()
-        norm = self.shards.clip(self.config.max_grad_norm, scale)
-        self.optimizer.step()
-        self.shards.refresh()
+        norm = self.shards.step(self.optimizer, self.config.max_grad_norm, scale)
         return {**{name: value * scale for name, value in sums.items()}, "gradient/norm": norm}
 
     def work(self, rollout: Batch) -> Work:

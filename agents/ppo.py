@@ -16,14 +16,13 @@ What differs from the paper:
 
 import copy
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from agents.agent import BrokenOff, Setting
-from agents.on_policy import Batch, OnPolicyAgent, OnPolicyConfig, masked_mean, policy_terms
+from agents.on_policy import Batch, OnPolicyAgent, OnPolicyConfig, mean_over, policy_terms
 from envs.contract import InputError
 
 
@@ -69,7 +68,7 @@ def ppo_loss(
     log_probs, entropies = policy_terms(logits, batch.actions)
     log_ratio = log_probs - batch.log_probs
     ratio = log_ratio.exp()
-    mean = partial(masked_mean, weights=batch.weights)
+    mean = mean_over(batch.weights)
     gain = torch.min(ratio * batch.advantages, ratio.clamp(1 - clip, 1 + clip) * batch.advantages)
     error = (values - batch.returns) ** 2
     if value_clip is not None:

@@ -2,12 +2,12 @@
 
     weights (float32) ──── refresh ────▶ a replica for each thread: shared weights in the run's precision, gradients of its own
       ▲                                    │ a part of the batch for each thread
-      └── SharedOptimizer.step ◀── sum ────┘ a share of the rows of every weight for each thread
+      └── SharedOptimizer.step ◀── sum ────┘ a share of the rows of every large weight for each thread
 
 torch can split every single operation over the cores instead, but its threads then wait for each other hundreds of times an
-update, spinning; as soon as another program wants a core, that takes ten times as long (`docs/log.md`). Here they meet five
-times, and once more for weights in bfloat16. A part can be begun before the others are there.
-The sum is taken in a fixed order: the same parts give the same bits.
+update, spinning; as soon as another program wants a core, that takes ten times as long (`docs/log.md`). Here they meet two or
+three times, since two threads that are both in Python hold each other up: for what is small one alone is faster than two.
+A part can be begun before the others are there. The sum is taken in a fixed order: the same parts give the same bits.
 """
 
 import copy
@@ -19,11 +19,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from agents.dense import Dense, write_gradient
+from agents.dense import Dense, Product
 from agents.networks import lowered
 
 SMALLEST = 64  # samples in a part; below that, splitting costs more than it saves
 SMALLEST_OF_IMAGES = 16  # the same, where a sample is an image and takes longer
+_SHARED = 2**19  # numbers of a layer's weights; fewer are all one thread's, since to share them takes longer
 
 Metrics = dict[str, Tensor]
 Work = Callable[[nn.Module, Tensor], Metrics]  # (network, indices of a part): call backward, return what to add up
@@ -53,14 +54,14 @@ class Threads:
         assert self._pool is not None
         return self._pool.submit(work, *arguments)
 
-    def shares(self, tensors: Iterable[Tensor]) -> list[list[Tensor]]:
-        """Each thread's share of the rows of some tensors, as views; empty where there are fewer rows than threads.
+    def shares(self, tensors: Iterable[Tensor], count: int) -> list[list[Tensor]]:
+        """Each of `count` threads' share of the rows of some tensors, as views; empty where it has none.
 
         Of the same tensors as the last time they are the same views: to make one takes as long as a sum of a few numbers.
         """
         given = [*tensors]
         if [*map(id, given)] != [*map(id, self._tensors)]:
-            self._tensors, self._shares = given, _shares(given, self.count)
+            self._tensors, self._shares = given, _shares(given, count)
         return self._shares
 
 
@@ -74,7 +75,7 @@ class Shards:
 
         The weights have to stay where they are in memory.
         """
-        self._whole, self._threads = network, threads
+        self._whole, self._threads, self._sharers = network, threads, _sharers(network, threads)
         self._smallest = SMALLEST_OF_IMAGES if images else SMALLEST
         self.network = network if precision == torch.float32 else lowered(network, precision)
         """What to act with."""
@@ -83,40 +84,47 @@ class Shards:
             for shared, own in zip(self.network.parameters(), replica.parameters(), strict=True):
                 own.data = shared.data
         self._dense = [_dense_layers(replica) for replica in self._replicas]
+        self._squares = torch.zeros(1)  # of the lengths of the gradient's shares
+        self._products: list[Product | None] = []  # what `step` has to write of the gradient, by weight
         self._begun: list[tuple[Tensor, Future[Metrics]]] = []  # parts of the next batch
         pairs = zip(network.parameters(), self.network.parameters(), strict=True)
         copies = [(weight.detach(), own.detach()) for weight, own in pairs if own.dtype != weight.dtype]  # others are shared
-        self._copies = [_shares(tensors, threads.count) for tensors in zip(*copies, strict=True)]
+        self._copies = [_shares(tensors, self._sharers) for tensors in zip(*copies, strict=True)]
 
     def refresh(self) -> None:
         """Take over the weights after they have changed."""
         if self._copies:
+            self._threads.run(self._copy_rows, range(self._sharers))
 
-            def copy_rows(weights: list[Tensor], own: list[Tensor]) -> None:
-                for weight, low in zip(weights, own, strict=True):
-                    low.copy_(weight)
+    def _copy_rows(self, share: int) -> None:
+        weights, own = (rows[share] for rows in self._copies)
+        torch._foreach_copy_(own, weights)
 
-            self._threads.run(copy_rows, *self._copies)
-
-    def clip(self, longest: float, scale: Tensor | float = 1.0) -> Tensor:
-        """Multiply the gradient in the network by `scale`, and shorten what comes out as `nn.utils.clip_grad_norm_` does.
+    def step(self, optimizer: "SharedOptimizer", longest: float, scale: Tensor | float = 1.0) -> Tensor:
+        """Step along the last gradient, times `scale` and shortened as by `nn.utils.clip_grad_norm_`, and `refresh`.
 
         Returns:
             How long it was before it was shortened.
         """
-        gradients = self._threads.shares(map(_gradient, self._whole.parameters()))
-
-        def shorten(rows: list[Tensor]) -> None:
-            for gradient in rows:
-                gradient.mul_(factor)
-
-        norm: Tensor = torch.stack(self._threads.run(nn.utils.get_total_norm, gradients)).norm() * scale
+        norm: Tensor = self._squares.sum().clamp(min=0).sqrt() * scale
         factor = (longest / (norm + 1e-6)).clamp(max=1) * scale
-        self._threads.run(shorten, gradients)
+
+        def move(share: int, gradients: list[Tensor]) -> None:
+            for weight, gradient, product in zip(self._whole.parameters(), gradients, self._products, strict=True):
+                if product is not None:
+                    product.write(_slice_of(weight, share, self._sharers), gradient, factor)
+            rest = [gradient for gradient, product in zip(gradients, self._products, strict=True) if product is None]
+            torch._foreach_mul_(rest, factor)
+            optimizer.step_rows(share, gradients)
+            if self._copies:
+                self._copy_rows(share)
+
+        self._threads.run(move, range(self._sharers), self._rows_of_gradients())
+        self._products = []  # let go of what they were made of
         return norm
 
     def gradients(self, work: Work, indices: Tensor, samples: int = 1) -> Metrics:
-        """Leave the gradient of a whole batch in the network; (B,) indices are split between the threads.
+        """Make the gradient of a whole batch, which `step` goes along; (B,) indices are split between the threads.
 
         Args:
             work: Adds its part's share of the gradient to the network it is given, and returns its share of each metric. Parts
@@ -171,28 +179,43 @@ class Shards:
         return replica
 
     def _add_up(self, replicas: list[nn.Module]) -> None:
-        """Sum up the replicas' gradients in the whole network, whose own they are where it is the first replica."""
-        own = self.network is self._whole
-        if own and len(replicas) == 1:
-            return
+        """Sum up the replicas' gradients in the whole network, whose own they are where it is the first replica.
+
+        Of a dense layer that has seen few samples only the length: `step` writes it, already shortened.
+        """
+        own, count = self.network is self._whole, self._sharers
         for weight in self._whole.parameters():
             if weight.grad is None:
                 weight.grad = torch.empty_like(weight)
-        sums = self._threads.shares(map(_gradient, self._whole.parameters()))
+        sums = self._rows_of_gradients()
         terms = list(zip(*(replica.parameters() for replica in replicas), strict=True))
-        layers = list(zip(*self._dense[: len(replicas)], strict=True))
+        products = [_product(copies) for copies in zip(*self._dense[: len(replicas)], strict=True)]
+        self._products = [product if product is not None and product.few else None for product in products]
 
-        def add(share: int) -> None:
-            for rows, (first, *others), copies in zip(sums[share], terms, layers, strict=True):
-                if copies[0] is not None and copies[0].factors is not None:
-                    write_gradient(copies, _share(len(first), share, self._threads.count), rows)
+        def add(share: int) -> Tensor:
+            plain, made = [], []
+            for rows, copies, product in zip(sums[share], terms, products, strict=True):
+                if not len(rows) or (product is not None and product.few):
                     continue
+                made.append(rows)
+                if product is not None:
+                    product.write(_slice_of(copies[0], share, count), rows)
+                else:
+                    plain.append((rows, *(_rows(_gradient(copy), share, count) for copy in copies)))
+            if plain:
+                given, first, *others = map(list, zip(*plain, strict=True))
                 if not own:
-                    rows.copy_(_rows(_gradient(first), share, self._threads.count))
+                    torch._foreach_copy_(given, first)
                 for other in others:
-                    rows.add_(_rows(_gradient(other), share, self._threads.count))
+                    torch._foreach_add_(given, other)
+            return nn.utils.get_total_norm(made) ** 2
 
-        self._threads.run(add, range(self._threads.count))
+        large = any(len(rows) for rows, product in zip(sums[-1], self._products, strict=True) if product is None)
+        squares = self._threads.run(add, range(count if large else 1))
+        self._squares = torch.stack([*squares, *(product.square() for product in self._products if product is not None)])
+
+    def _rows_of_gradients(self) -> list[list[Tensor]]:
+        return self._threads.shares(map(_gradient, self._whole.parameters()), self._sharers)
 
 
 class SharedOptimizer:
@@ -206,8 +229,9 @@ class SharedOptimizer:
     ) -> None:
         """`make` builds one over some parameters: it is called for each thread's share of the rows."""
         self._weights, self._threads = list(network.parameters()), threads
-        shares = range(threads.count)
-        self._rows = [[nn.Parameter(_rows(w.detach(), share, threads.count)) for w in self._weights] for share in shares]
+        self._sharers = _sharers(network, threads)
+        shares = _shares((weight.detach() for weight in self._weights), self._sharers)
+        self._rows = [[nn.Parameter(rows) for rows in share] for share in shares]
         self._optimizers = [make(rows) for rows in self._rows]
         self._make_graphable()
 
@@ -225,13 +249,14 @@ class SharedOptimizer:
 
     def step(self) -> None:
         """Step along the gradients of the network's weights."""
+        gradients = self._threads.shares(map(_gradient, self._weights), self._sharers)
+        self._threads.run(self.step_rows, range(self._sharers), gradients)
 
-        def step(optimizer: torch.optim.Optimizer, weights: list[nn.Parameter], gradients: list[Tensor]) -> None:
-            for weight, gradient in zip(weights, gradients, strict=True):
-                weight.grad = gradient
-            optimizer.step()
-
-        self._threads.run(step, self._optimizers, self._rows, self._threads.shares(map(_gradient, self._weights)))
+    def step_rows(self, share: int, gradients: list[Tensor]) -> None:
+        """One thread's share of a step, by its share of the gradients."""
+        for weight, gradient in zip(self._rows[share], gradients, strict=True):
+            weight.grad = gradient
+        self._optimizers[share].step()
 
     def state_dict(self) -> dict[str, Any]:
         """As of one optimiser over the whole weights, whatever the number of threads."""
@@ -253,7 +278,7 @@ class SharedOptimizer:
         """
         for share, (optimizer, rows) in enumerate(zip(self._optimizers, self._rows, strict=True)):
             moments = {
-                index: {name: _share_of(value, share, self._threads.count, rows[index]) for name, value in whole.items()}
+                index: {name: _share_of(value, share, self._sharers, rows[index]) for name, value in whole.items()}
                 for index, whole in state["state"].items()
             }
             optimizer.load_state_dict({**state, "state": moments})
@@ -283,14 +308,26 @@ def _share_of(moment: Tensor, share: int, count: int, rows: Tensor) -> Tensor:
 
 
 def _rows(tensor: Tensor, share: int, count: int) -> Tensor:
-    """One of `count` shares of a tensor's rows; none of them where there are fewer than shares."""
-    return tensor[_share(len(tensor), share, count)]
+    """One of `count` shares of a tensor's rows."""
+    return tensor[_slice_of(tensor, share, count)]
 
 
 def _shares(tensors: Iterable[Tensor], count: int) -> list[list[Tensor]]:
     """By share, and then in the order of the tensors."""
     given = [*tensors]
     return [[_rows(tensor, share, count) for tensor in given] for share in range(count)]
+
+
+def _sharers(network: nn.Module, threads: Threads) -> int:
+    """How many threads share the rows of weights."""
+    return threads.count if any(weight.numel() >= _SHARED for weight in network.parameters()) else 1
+
+
+def _slice_of(tensor: Tensor, share: int, count: int) -> slice:
+    """Which rows; all of a small tensor's are the first's."""
+    if tensor.numel() < _SHARED:
+        return slice(0, 0 if share else len(tensor))
+    return _share(len(tensor), share, count)
 
 
 def _share(rows: int, share: int, count: int) -> slice:
@@ -301,6 +338,12 @@ def _dense_layers(network: nn.Module) -> list[Dense | None]:
     """Whose weights each of the parameters is."""
     layers = {id(module.weight): module for module in network.modules() if isinstance(module, Dense)}
     return [layers.get(id(weight)) for weight in network.parameters()]
+
+
+def _product(layers: Sequence[Dense | None]) -> Product | None:
+    """Of copies of a dense layer that have collected factors."""
+    collected = [layer for layer in layers if layer is not None and layer.factors is not None]
+    return Product(collected) if collected else None
 
 
 def _gradient(weight: nn.Parameter) -> Tensor:

@@ -265,9 +265,7 @@ class Bench:
 
         def step() -> int:
             agent.shards.gradients(gradients, torch.arange(self.batch, device=agent.setting.device))
-            agent.shards.clip(0.5)
-            agent.optimizer.step()
-            agent.shards.refresh()
+            agent.shards.step(agent.optimizer, 0.5)
             _wait(self.plan.device)
             return self.batch
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from agents.agent import Agent, Decision, Player, Setting
 from agents.networks import Inputs
 from agents.registry import ALGORITHMS
+from agents.shards import SharedOptimizer, Threads
 from envs.contract import VOCABULARY, GameDescription, GameProtocol, ProtocolOptions, TimeStep
 from envs.registered import RegisteredGame
 from training.loop import Turns
@@ -262,3 +263,8 @@ def same(left: Any, right: Any) -> bool:
     if isinstance(left, (list, tuple)):  # JSON has no tuples
         return len(left) == len(right) and all(map(same, left, right))
     return bool(left == right)
+
+
+def sgd(network, rate, threads=1):
+    """Plain steps along the gradient, in place of an agent's optimiser."""
+    return SharedOptimizer(lambda weights: torch.optim.SGD(weights, lr=rate), network, Threads(threads))

@@ -19,7 +19,7 @@ from agents.networks import MLP
 from agents.on_policy import Batch, explained_variance, masked_mean, normalized, policy_terms
 from agents.ppo import ppo_loss
 from agents.replay import Transitions
-from tests.agents.driving import build, configure, describe, draw_tape, inputs_of, play_tape
+from tests.agents.driving import build, configure, describe, draw_tape, inputs_of, play_tape, sgd
 
 SIZE, ACTIONS = 3, 4
 
@@ -154,7 +154,7 @@ def test_the_learning_networks_choice_is_valued_by_the_target_network():
     config = configure("dqn", num_envs=1, frame_stack=1, double=True, learning_rate=0.1, max_grad_norm=1e9, discount=0.5)
     game = describe((SIZE,), actions=2)
     agent = build("dqn", game, config, total_frames=100)
-    agent.optimizer = torch.optim.SGD(agent.network.parameters(), lr=0.1)
+    agent.optimizer = sgd(agent.network, 0.1)
     with torch.no_grad():
         for network, head in ((agent.network, [3.0, 2.0]), (agent.target, [10.0, 20.0])):
             network.head.weight.zero_()
@@ -342,7 +342,7 @@ def test_a_whole_update_is_stable_baselines3s(algorithm, max_grad_norm):
         max_grad_norm=max_grad_norm,
     )
     ours = build(algorithm, describe((SIZE,), actions=ACTIONS), config)
-    ours.optimizer = torch.optim.SGD(ours.network.parameters(), lr=RATE)
+    ours.optimizer = sgd(ours.network, RATE)
     before = numbers(ours.network)
 
     steps = tape.at(slice(None), 0)
@@ -430,7 +430,7 @@ def test_dqns_update_is_stable_baselines3s(max_grad_norm):
     count = 64
     config = configure("dqn", num_envs=1, frame_stack=1, loss="huber", max_grad_norm=max_grad_norm)
     ours = build("dqn", describe((SIZE,), actions=ACTIONS), config)
-    ours.optimizer = torch.optim.SGD(ours.network.parameters(), lr=RATE)
+    ours.optimizer = sgd(ours.network, RATE)
     with torch.no_grad():
         for parameter in ours.target.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))

@@ -18,13 +18,13 @@ def test_the_learning_rate_falls_over_the_run(algorithm, anneal):
     agent = build(algorithm, describe(), config, total_frames=80)
     tape = draw_tape(21, 2, end=0.0, cut=0.0, lost=0.0, frames=2)
     rates = []
-    step = agent.optimizer.step
+    step = agent.optimizer.step_rows
 
     def watched(*args):
         rates.append(agent.optimizer.param_groups[0]["lr"])
         return step(*args)
 
-    agent.optimizer.step = watched
+    agent.optimizer.step_rows = watched
     rows = play_tape(agent, tape)
     expected = [0.5, 0.375, 0.25, 0.125] if anneal else [0.5] * 4  # rollouts that begin at frame 0, 20, 40 and 60 of 80
     assert [row["learning_rate"] for row in rows] == pytest.approx(expected)

@@ -1,5 +1,7 @@
 """An update shared between threads is the whole update."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from agents.networks import MLP, ActorCritic
 from agents.on_policy import masked_mean
 from agents.rmsprop import RMSprop
 from agents.shards import SMALLEST, Shards, SharedOptimizer, Threads
-from tests.agents.driving import build, configure, describe, draw_tape, inputs_of, play_tape
+from tests.agents.driving import build, configure, describe, draw_tape, inputs_of, play_tape, sgd
 
 COUNT = 3 * SMALLEST + 7  # enough for three parts, and not an even split
 
@@ -33,8 +35,16 @@ def work(network, part):
     return {"loss": loss.detach(), "count": torch.tensor(len(part))}
 
 
-def gradients(shards, network):
+@pytest.fixture(autouse=True, params=["sums", "products", "one thread's"])
+def _how(request, monkeypatch):
+    """A gradient is summed and scaled, or written once at the end; the rows of small layers are shared or one thread's."""
+    monkeypatch.setattr("agents.dense._FEW", {"sums": 0}.get(request.param, COUNT))
+    monkeypatch.setattr("agents.shards._SHARED", {"one thread's": 2**19}.get(request.param, 0))
+
+
+def gradients(shards, network, threads):
     metrics = shards.gradients(work, INDICES)
+    shards.step(sgd(network, 0.0, threads), math.inf)
     return metrics, [parameter.grad.clone() for parameter in network.parameters()]
 
 
@@ -49,9 +59,9 @@ def whole(network):
 def test_parts_add_up_to_the_whole_and_repeat_bit_for_bit(count):
     network = make_network()
     shards = Shards(network, Threads(count))
-    metrics, found = gradients(shards, network)
+    metrics, found = gradients(shards, network, count)
     assert metrics["count"].item() == COUNT
-    again = gradients(shards, network)[1]
+    again = gradients(shards, network, count)[1]
     assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))  # the last gradient is gone, too
     loss, expected = whole(network)
     assert metrics["loss"].item() == pytest.approx(loss, abs=1e-12)
@@ -63,16 +73,16 @@ def test_parts_add_up_to_the_whole_and_repeat_bit_for_bit(count):
 def test_all_threads_see_each_step_of_the_optimiser_and_a_loaded_state(count):
     network = make_network()
     shards = Shards(network, Threads(count))
-    optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
+    optimizer = SharedOptimizer(OPTIMIZERS["adam"][1], network, Threads(count))
     first = make_network().state_dict()
-    for _ in range(3):
-        gradients(shards, network)
-        optimizer.step()
-    moved = gradients(shards, network)[1]
+    for _ in range(30):
+        shards.gradients(work, INDICES)
+        shards.step(optimizer, math.inf)
+    moved = gradients(shards, network, count)[1]
     for one, other in zip(moved, whole(network)[1], strict=True):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=0)
     network.load_state_dict(first)
-    for one, other, before in zip(gradients(shards, network)[1], whole(make_network())[1], moved, strict=True):
+    for one, other, before in zip(gradients(shards, network, count)[1], whole(make_network())[1], moved, strict=True):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=0)
         assert not torch.allclose(one, before, atol=1e-6)
 
@@ -153,18 +163,20 @@ def test_rmsprop_goes_on_from_torchs_own_that_has_made_no_step():
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-@pytest.mark.parametrize("longest", [0.5, 1e6])
+@pytest.mark.parametrize("longest", [0.01, 1e6])
 def test_a_shared_clip_is_torchs_own(longest, count):
     """Of a third of the gradient that is there, too."""
-    one, other = make_critic(), make_critic()
-    rng = torch.Generator().manual_seed(2)
-    for weight, twin in zip(one.parameters(), other.parameters(), strict=True):
-        weight.grad = torch.randn(weight.shape, generator=rng)
-        twin.grad = 3 * weight.grad
+    one, other = make_network(), make_network()
+    whole(one)
+    for weight in one.parameters():
+        weight.grad /= 3
     expected = nn.utils.clip_grad_norm_(one.parameters(), longest)
-    torch.testing.assert_close(Shards(other, Threads(count)).clip(longest, 1 / 3), expected)
-    for weight, twin in zip(one.parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(twin.grad, weight.grad)
+    assert longest == 1e6 or expected > longest
+    torch.optim.SGD(one.parameters(), lr=0.1).step()
+    shards = Shards(other, Threads(count))
+    shards.gradients(work, INDICES)
+    torch.testing.assert_close(shards.step(sgd(other, 0.1, count), longest, 1 / 3), expected)
+    torch.testing.assert_close(flat(other), flat(one))
 
 
 def test_a_state_of_other_weights_is_refused():
@@ -196,6 +208,7 @@ def test_bfloat16_replicas_are_what_autocast_computes(count):
         plain.zero_grad()
         expected = work(plain, torch.arange(COUNT))
         found = shards.gradients(work, torch.arange(COUNT))
+        shards.step(sgd(network, 0.0, count), math.inf)
         assert found["loss"].item() == pytest.approx(expected["loss"].item(), rel=0.02)
         for one, other in zip(network.parameters(), plain.parameters(), strict=True):
             assert one.grad.dtype == torch.float32
@@ -229,7 +242,7 @@ def test_an_agents_update_is_the_same_with_any_number_of_threads(algorithm):
     found = {}
     for threads in (1, 2, 3, 3):
         agent = build(algorithm, describe(), config, learn_threads=threads)
-        agent.optimizer = torch.optim.SGD(agent.network.parameters())
+        agent.optimizer = sgd(agent.network, 1e-3, threads)
         (metrics,) = play_tape(agent, tape)
         weights = torch.cat([weight.flatten() for weight in agent.network.state_dict().values()])
         if threads in found:
@@ -248,7 +261,7 @@ def test_a_batch_from_replay_is_shared_out():
     weights = []
     for threads in (1, 3):
         agent = build("dqn", describe(), config, learn_threads=threads)
-        agent.optimizer = torch.optim.SGD(agent.network.parameters(), lr=0.1)
+        agent.optimizer = sgd(agent.network, 0.1, threads)
         first = flat(agent.network).clone()
         play_tape(agent, tape)
         assert agent.updates > 20
@@ -268,6 +281,10 @@ def test_nothing_holds_on_to_what_a_dense_layer_was_given(count):
         collected.append(network[1].factors)
         return metrics
 
-    Shards(make_network(), Threads(count)).gradients(watched, INDICES)
+    network = make_network()
+    shards = Shards(network, Threads(count))
+    shards.gradients(watched, INDICES)
     assert collected == [None] if count == 1 else all(len(factors) == 1 for factors in collected)
     assert [layer.factors for layer in seen] == [None] * count
+    shards.step(sgd(network, 0.0, count), math.inf)
+    assert not shards._products
