@@ -22,7 +22,7 @@ class Setting:
     total_frames: int  # emulator frames of the whole run; schedules end there
     seed: int
     device: torch.device
-    precision: torch.dtype  # of the networks' arithmetic; weights stay float32
+    precision: torch.dtype  # of the networks' arithmetic before memories and heads; these and all weights are float32
     learn_threads: int  # CPU threads that share an update
 
 

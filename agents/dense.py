@@ -8,6 +8,7 @@ longer than to multiply. Nor is it written before it is shortened: how long it i
 """
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -49,22 +50,25 @@ class Product:
 
     def square(self) -> Tensor:
         """The square of its length: of `left @ left.T` and `right @ right.T`, N * N numbers each in place of its O * I."""
-        left, right = self._whole()
+        left, right = self._whole
         square: Tensor = ((left @ left.T) * (right @ right.T)).sum()
         return square
 
-    def write(self, rows: slice, gradient: Tensor, scale: Tensor | None = None) -> None:
-        """Some rows of it, times `scale`, into `gradient`."""
-        if scale is not None:
-            left, right = self._whole()
-            torch.mm((left[:, rows] * scale).T, right, out=gradient)
-        elif gradient.dtype == self._pairs[0][0].dtype:
+    def write(self, rows: slice, gradient: Tensor) -> None:
+        """Some rows of it, into `gradient`."""
+        if gradient.dtype == self._pairs[0][0].dtype:
             for at, (left, right) in enumerate(self._pairs):
                 gradient.addmm_(left[:, rows].T, right, beta=min(at, 1))  # the first takes the place of what is there
         else:  # a sum in fewer digits would round with each
             left, right = map(torch.cat, zip(*self._pairs, strict=True))
             gradient.copy_(left[:, rows].T @ right)
 
+    def write_scaled(self, rows: slice, gradient: Tensor, scale: Tensor) -> None:
+        """The same, times `scale`; sooner where samples are few."""
+        left, right = self._whole
+        torch.mm((left[:, rows] * scale).T, right, out=gradient)
+
+    @cached_property
     def _whole(self) -> tuple[Tensor, Tensor]:
         """All factors, in float32 or better."""
         left, right = map(torch.cat, zip(*self._pairs, strict=True))

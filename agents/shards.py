@@ -2,10 +2,10 @@
 
     weights (float32) ──── refresh ────▶ a replica for each thread: shared weights in the run's precision, gradients of its own
       ▲                                    │ a part of the batch for each thread
-      └── SharedOptimizer.step ◀── sum ────┘ a share of the rows of every large weight for each thread
+      └────────── step ◀────────── sum ────┘ a share of the rows of every large weight for each thread
 
 torch can split every single operation over the cores instead, but its threads then wait for each other hundreds of times an
-update, spinning; as soon as another program wants a core, that takes ten times as long (`docs/log.md`). Here they meet two or
+update, spinning; as soon as another program wants a core, that takes ten times as long (`docs/log.md`). Here they meet one to
 three times, since two threads that are both in Python hold each other up: for what is small one alone is faster than two.
 A part can be begun before the others are there. The sum is taken in a fixed order: the same parts give the same bits.
 """
@@ -38,8 +38,6 @@ class Threads:
         """Start them when they are first needed."""
         self.count = count
         self._pool = ThreadPoolExecutor(count - 1, "shard", initializer=lambda: torch.set_num_threads(1)) if count > 1 else None
-        self._tensors: list[Tensor] = []
-        self._shares: list[list[Tensor]] = []  # of their rows
 
     def run(self, work: Callable[..., _Result], *arguments: Iterable[Any]) -> list[_Result]:
         """What `work` returns for the first of each of the arguments, for the second, and so on, side by side."""
@@ -53,16 +51,6 @@ class Threads:
         """Let another thread work beside the caller; there has to be one."""
         assert self._pool is not None
         return self._pool.submit(work, *arguments)
-
-    def shares(self, tensors: Iterable[Tensor], count: int) -> list[list[Tensor]]:
-        """Each of `count` threads' share of the rows of some tensors, as views; empty where it has none.
-
-        Of the same tensors as the last time they are the same views: to make one takes as long as a sum of a few numbers.
-        """
-        given = [*tensors]
-        if [*map(id, given)] != [*map(id, self._tensors)]:
-            self._tensors, self._shares = given, _shares(given, count)
-        return self._shares
 
 
 class Shards:
@@ -89,7 +77,9 @@ class Shards:
         self._begun: list[tuple[Tensor, Future[Metrics]]] = []  # parts of the next batch
         pairs = zip(network.parameters(), self.network.parameters(), strict=True)
         copies = [(weight.detach(), own.detach()) for weight, own in pairs if own.dtype != weight.dtype]  # others are shared
-        self._copies = [_shares(tensors, self._sharers) for tensors in zip(*copies, strict=True)]
+        self._copies = [shares(tensors, self._sharers) for tensors in zip(*copies, strict=True)]
+        self._gradients: list[Tensor] = []
+        self._rows: list[list[Tensor]] = []  # of the gradients, by share
 
     def refresh(self) -> None:
         """Take over the weights after they have changed."""
@@ -112,14 +102,14 @@ class Shards:
         def move(share: int, gradients: list[Tensor]) -> None:
             for weight, gradient, product in zip(self._whole.parameters(), gradients, self._products, strict=True):
                 if product is not None:
-                    product.write(_slice_of(weight, share, self._sharers), gradient, factor)
+                    product.write_scaled(_slice_of(weight, share, self._sharers), gradient, factor)
             rest = [gradient for gradient, product in zip(gradients, self._products, strict=True) if product is None]
             torch._foreach_mul_(rest, factor)
             optimizer.step_rows(share, gradients)
             if self._copies:
                 self._copy_rows(share)
 
-        self._threads.run(move, range(self._sharers), self._rows_of_gradients())
+        self._threads.run(move, range(self._sharers), self._shared_gradients())
         self._products = []  # let go of what they were made of
         return norm
 
@@ -184,12 +174,12 @@ class Shards:
         Of a dense layer that has seen few samples only the length: `step` writes it, already shortened.
         """
         own, count = self.network is self._whole, self._sharers
-        for weight in self._whole.parameters():
-            if weight.grad is None:
-                weight.grad = torch.empty_like(weight)
-        sums = self._rows_of_gradients()
-        terms = list(zip(*(replica.parameters() for replica in replicas), strict=True))
         products = [_product(copies) for copies in zip(*self._dense[: len(replicas)], strict=True)]
+        for weight, product in zip(self._whole.parameters(), products, strict=True):
+            if weight.grad is None and (product is not None or not own):
+                weight.grad = torch.empty_like(weight)
+        sums = self._shared_gradients()
+        terms = list(zip(*(replica.parameters() for replica in replicas), strict=True))
         self._products = [product if product is not None and product.few else None for product in products]
 
         def add(share: int) -> Tensor:
@@ -214,8 +204,15 @@ class Shards:
         squares = self._threads.run(add, range(count if large else 1))
         self._squares = torch.stack([*squares, *(product.square() for product in self._products if product is not None)])
 
-    def _rows_of_gradients(self) -> list[list[Tensor]]:
-        return self._threads.shares(map(_gradient, self._whole.parameters()), self._sharers)
+    def _shared_gradients(self) -> list[list[Tensor]]:
+        """Each thread's share of the rows of gradients, as views; empty where it has none.
+
+        Of the same gradients as the last time they are the same views: to make one takes as long as a sum of a few numbers.
+        """
+        given = [*map(_gradient, self._whole.parameters())]
+        if [*map(id, given)] != [*map(id, self._gradients)]:
+            self._gradients, self._rows = given, shares(given, self._sharers)
+        return self._rows
 
 
 class SharedOptimizer:
@@ -227,33 +224,28 @@ class SharedOptimizer:
     def __init__(
         self, make: Callable[[list[nn.Parameter]], torch.optim.Optimizer], network: nn.Module, threads: Threads
     ) -> None:
-        """`make` builds one over some parameters: it is called for each thread's share of the rows."""
-        self._weights, self._threads = list(network.parameters()), threads
-        self._sharers = _sharers(network, threads)
-        shares = _shares((weight.detach() for weight in self._weights), self._sharers)
-        self._rows = [[nn.Parameter(rows) for rows in share] for share in shares]
+        """`make` builds one over some parameters: it is called for each share of the rows."""
+        self.sharers = _sharers(network, threads)
+        """How many shares there are."""
+        rows = shares((weight.detach() for weight in network.parameters()), self.sharers)
+        self._rows = [[nn.Parameter(weight) for weight in share] for share in rows]
         self._optimizers = [make(rows) for rows in self._rows]
         self._make_graphable()
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The settings, once for each thread."""
+        """The settings, once for each share."""
         return [group for optimizer in self._optimizers for group in optimizer.param_groups]
 
     def _make_graphable(self) -> None:
         """On CUDA, let a step be recorded: its size has to be where a graph finds it, in memory of the device."""
         for group in self.param_groups:
-            if self._weights[0].is_cuda:
-                group["lr"] = torch.tensor(float(group["lr"]), device=self._weights[0].device)
+            if self._rows[0][0].is_cuda:
+                group["lr"] = torch.tensor(float(group["lr"]), device=self._rows[0][0].device)
                 group["capturable"] = True
 
-    def step(self) -> None:
-        """Step along the gradients of the network's weights."""
-        gradients = self._threads.shares(map(_gradient, self._weights), self._sharers)
-        self._threads.run(self.step_rows, range(self._sharers), gradients)
-
     def step_rows(self, share: int, gradients: list[Tensor]) -> None:
-        """One thread's share of a step, by its share of the gradients."""
+        """One share of a step, by its share of the gradients."""
         for weight, gradient in zip(self._rows[share], gradients, strict=True):
             weight.grad = gradient
         self._optimizers[share].step()
@@ -278,7 +270,7 @@ class SharedOptimizer:
         """
         for share, (optimizer, rows) in enumerate(zip(self._optimizers, self._rows, strict=True)):
             moments = {
-                index: {name: _share_of(value, share, self._sharers, rows[index]) for name, value in whole.items()}
+                index: {name: _share_of(value, share, self.sharers, rows[index]) for name, value in whole.items()}
                 for index, whole in state["state"].items()
             }
             optimizer.load_state_dict({**state, "state": moments})
@@ -312,8 +304,8 @@ def _rows(tensor: Tensor, share: int, count: int) -> Tensor:
     return tensor[_slice_of(tensor, share, count)]
 
 
-def _shares(tensors: Iterable[Tensor], count: int) -> list[list[Tensor]]:
-    """By share, and then in the order of the tensors."""
+def shares(tensors: Iterable[Tensor], count: int) -> list[list[Tensor]]:
+    """The rows of some tensors in `count` shares, as views: by share, and then in the order of the tensors."""
     given = [*tensors]
     return [[_rows(tensor, share, count) for tensor in given] for share in range(count)]
 
@@ -327,11 +319,7 @@ def _slice_of(tensor: Tensor, share: int, count: int) -> slice:
     """Which rows; all of a small tensor's are the first's."""
     if tensor.numel() < _SHARED:
         return slice(0, 0 if share else len(tensor))
-    return _share(len(tensor), share, count)
-
-
-def _share(rows: int, share: int, count: int) -> slice:
-    return slice(rows * share // count, rows * (share + 1) // count)
+    return slice(len(tensor) * share // count, len(tensor) * (share + 1) // count)
 
 
 def _dense_layers(network: nn.Module) -> list[Dense | None]:

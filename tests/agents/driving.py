@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from agents.agent import Agent, Decision, Player, Setting
 from agents.networks import Inputs
 from agents.registry import ALGORITHMS
-from agents.shards import SharedOptimizer, Threads
+from agents.shards import SharedOptimizer, Threads, shares
 from envs.contract import VOCABULARY, GameDescription, GameProtocol, ProtocolOptions, TimeStep
 from envs.registered import RegisteredGame
 from training.loop import Turns
@@ -268,3 +268,9 @@ def same(left: Any, right: Any) -> bool:
 def sgd(network, rate, threads=1):
     """Plain steps along the gradient, in place of an agent's optimiser."""
     return SharedOptimizer(lambda weights: torch.optim.SGD(weights, lr=rate), network, Threads(threads))
+
+
+def step_along(optimizer, network):
+    """A shared step along the gradients of a network's weights, one share after another."""
+    for share, rows in enumerate(shares([weight.grad for weight in network.parameters()], optimizer.sharers)):
+        optimizer.step_rows(share, rows)

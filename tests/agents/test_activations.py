@@ -38,6 +38,7 @@ def tape_of(rollouts, groups=2, extra=0, seed=0):
 def test_an_update_is_the_one_that_a_forward_pass_leads_to(groups, threads, extra, monkeypatch):
     """Threads get parts that begin and end within a piece; in float32 up to rounding, since batches are of other sizes."""
     monkeypatch.setattr("agents.shards.SMALLEST_OF_IMAGES", 1)
+    monkeypatch.setattr("agents.shards._SHARED", 300_000)  # so that the dense layer's rows are shared, and no other's
     known, made = (make(forward=forward, groups=groups, threads=threads, extra=extra) for forward in (False, True))
     rows = [play_tape(agent, tape_of(3, groups, extra)) for agent in (known, made)]
     assert known.updates == made.updates == 3

@@ -9,7 +9,7 @@ import torch
 from gymnasium.spaces import Box
 from torch import nn
 
-from agents.networks import MLP, ActorCritic, ImpalaResNet, NatureCNN, QNetwork, RamMLP, lowered, make_torso
+from agents.networks import MLP, ActorCritic, ImpalaResNet, NatureCNN, QNetwork, RamMLP, Tanh, lowered, make_torso
 from tests.agents.driving import describe, inputs_of
 
 DEPTH, BATCH, ACTIONS = 4, 3, 5
@@ -167,6 +167,16 @@ def test_acting_follows_every_change_of_the_weights(precision):
         assert torch.equal(acting, features(copy.deepcopy(torso), torch.no_grad))
         assert not any(torch.allclose(acting, before) for before in seen)
         seen.append(acting)
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32, torch.float64])
+def test_tanh_is_torchs_own(precision):
+    inputs = torch.linspace(-6, 6, 1001, dtype=torch.float64).to(precision).requires_grad_()
+    ours, theirs = Tanh()(inputs), torch.tanh(inputs)
+    assert ours.dtype == precision
+    assert torch.equal(ours, theirs)
+    gradients = (torch.autograd.grad(outputs.sum(), inputs)[0] for outputs in (ours, theirs))
+    torch.testing.assert_close(*gradients, atol=1e-2 if precision == torch.bfloat16 else 1e-12, rtol=0)
 
 
 def test_impala_has_fifteen_convolutions():

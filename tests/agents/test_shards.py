@@ -11,14 +11,14 @@ from agents.networks import MLP, ActorCritic
 from agents.on_policy import masked_mean
 from agents.rmsprop import RMSprop
 from agents.shards import SMALLEST, Shards, SharedOptimizer, Threads
-from tests.agents.driving import build, configure, describe, draw_tape, inputs_of, play_tape, sgd
+from tests.agents.driving import build, configure, describe, draw_tape, inputs_of, play_tape, sgd, step_along
 
 COUNT = 3 * SMALLEST + 7  # enough for three parts, and not an even split
 
 
 def make_network():
     torch.manual_seed(0)
-    return nn.Sequential(MLP(3, 8), Dense(8, 5), nn.Tanh(), nn.Linear(5, 1)).double()
+    return nn.Sequential(MLP(3, 8), Dense(8, 9), nn.Tanh(), nn.Linear(9, 1)).double()
 
 
 RNG = torch.Generator().manual_seed(1)
@@ -35,11 +35,21 @@ def work(network, part):
     return {"loss": loss.detach(), "count": torch.tensor(len(part))}
 
 
-@pytest.fixture(autouse=True, params=["sums", "products", "one thread's"])
+HOW = {  # samples whose gradient is written once, at the end; numbers of weights whose rows are shared
+    "sums": (0, 0),
+    "products": (COUNT, 0),
+    "one thread's": (COUNT, 2**19),
+    "the dense layer's are shared": (COUNT, 72),
+    "the dense layer's are shared, sums": (0, 72),
+}
+
+
+@pytest.fixture(params=HOW.values(), ids=HOW)
 def _how(request, monkeypatch):
-    """A gradient is summed and scaled, or written once at the end; the rows of small layers are shared or one thread's."""
-    monkeypatch.setattr("agents.dense._FEW", {"sums": 0}.get(request.param, COUNT))
-    monkeypatch.setattr("agents.shards._SHARED", {"one thread's": 2**19}.get(request.param, 0))
+    """What the size of layers and batches decides."""
+    few, shared = request.param
+    monkeypatch.setattr("agents.dense._FEW", few)
+    monkeypatch.setattr("agents.shards._SHARED", shared)
 
 
 def gradients(shards, network, threads):
@@ -55,6 +65,7 @@ def whole(network):
     return loss.item(), [parameter.grad.clone() for parameter in network.parameters()]
 
 
+@pytest.mark.usefixtures("_how")
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_parts_add_up_to_the_whole_and_repeat_bit_for_bit(count):
     network = make_network()
@@ -69,6 +80,7 @@ def test_parts_add_up_to_the_whole_and_repeat_bit_for_bit(count):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=0)
 
 
+@pytest.mark.usefixtures("_how")
 @pytest.mark.parametrize("count", [2, 3])
 def test_all_threads_see_each_step_of_the_optimiser_and_a_loaded_state(count):
     network = make_network()
@@ -110,13 +122,14 @@ def step(network, optimizer, count):
     for _ in range(count):
         for weight in network.parameters():
             weight.grad = torch.empty_like(weight).copy_(torch.randn(weight.shape, generator=rng))  # laid out as backward does
-        optimizer.step()
+        step_along(optimizer, network) if isinstance(optimizer, SharedOptimizer) else optimizer.step()
 
 
 def flat(network):
     return torch.cat([weight.detach().flatten() for weight in network.parameters()])
 
 
+@pytest.mark.usefixtures("_how")
 @pytest.mark.parametrize(("torchs", "ours"), OPTIMIZERS.values(), ids=OPTIMIZERS)
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_a_shared_step_is_torchs_own(torchs, ours, count):
@@ -128,6 +141,7 @@ def test_a_shared_step_is_torchs_own(torchs, ours, count):
     assert not torch.allclose(flat(one), flat(make_critic()), atol=1e-3)
 
 
+@pytest.mark.usefixtures("_how")
 @pytest.mark.parametrize(("torchs", "ours"), OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_an_optimisers_state_does_not_know_the_number_of_threads(torchs, ours):
     """It is that of torch's own over whole weights, and either goes on with another number of threads."""
@@ -162,6 +176,7 @@ def test_rmsprop_goes_on_from_torchs_own_that_has_made_no_step():
     torch.testing.assert_close(flat(other), flat(one), atol=1e-7, rtol=0)
 
 
+@pytest.mark.usefixtures("_how")
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("longest", [0.01, 1e6])
 def test_a_shared_clip_is_torchs_own(longest, count):
@@ -189,6 +204,7 @@ def test_a_state_of_other_weights_is_refused():
         optimizer.load_state_dict(state)
 
 
+@pytest.mark.usefixtures("_how")
 @pytest.mark.parametrize("count", [1, 2])
 def test_bfloat16_replicas_are_what_autocast_computes(count):
     """The same gradients as from float32 weights under torch's autocast, before and after a step."""
@@ -208,7 +224,8 @@ def test_bfloat16_replicas_are_what_autocast_computes(count):
         plain.zero_grad()
         expected = work(plain, torch.arange(COUNT))
         found = shards.gradients(work, torch.arange(COUNT))
-        shards.step(sgd(network, 0.0, count), math.inf)
+        norm = shards.step(sgd(network, 0.0, count), 0.5)
+        torch.testing.assert_close(norm, nn.utils.clip_grad_norm_(plain.parameters(), 0.5), rtol=0.02, atol=0)
         assert found["loss"].item() == pytest.approx(expected["loss"].item(), rel=0.02)
         for one, other in zip(network.parameters(), plain.parameters(), strict=True):
             assert one.grad.dtype == torch.float32
@@ -234,6 +251,7 @@ def test_a_small_batch_is_not_split():
     assert parts[1:] == [SMALLEST] * 2
 
 
+@pytest.mark.usefixtures("_how")
 @pytest.mark.parametrize("algorithm", ["a2c", "ppo"])
 def test_an_agents_update_is_the_same_with_any_number_of_threads(algorithm):
     """With steps that count for nothing, unevenly spread over the parts."""
@@ -254,6 +272,7 @@ def test_an_agents_update_is_the_same_with_any_number_of_threads(algorithm):
         assert found[threads][1] == pytest.approx(found[1][1], abs=1e-5)
 
 
+@pytest.mark.usefixtures("_how")
 def test_a_batch_from_replay_is_shared_out():
     """DQN's loss is a mean over the transitions that count, however they fall into parts."""
     tape = draw_tape(60, 4, end=0.2, cut=0.2, lost=0.3)

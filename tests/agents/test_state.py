@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from agents.registry import ALGORITHMS
-from tests.agents.driving import build, configure, describe, draw_tape, play_tape, same
+from tests.agents.driving import build, configure, describe, draw_tape, play_tape, same, step_along
 from training import checkpoint
 from training.loop import Run
 
@@ -177,7 +177,7 @@ def test_moments_from_a_file_lie_in_memory_as_the_weights_do(algorithm, tmp_path
     for agent in agents:
         for weights in agent.network.parameters():
             weights.grad = torch.ones_like(weights)
-        agent.optimizer.step()
+        step_along(agent.optimizer, agent.network)
     assert same(agents[0].network.state_dict(), agents[1].network.state_dict())
 
 
