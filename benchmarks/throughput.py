@@ -254,7 +254,7 @@ class Bench:
         seen = self._inputs(agent, self.batch)
 
         def gradients(network: nn.Module, part: Tensor) -> dict[str, Tensor]:
-            own = Inputs(*(field[:, part] for field in seen))
+            own = Inputs(*(field[0].index_select(0, part)[None] for field in seen))  # torch indexes bytes one by one otherwise
             if self.case.algorithm == "dqn":
                 with torch.no_grad():
                     _outputs(agent, agent.target, own)
