@@ -49,6 +49,7 @@ class Activations:
         """Every step of every environment, `t * N + slot`, in that order: (T * N,)."""
         self._kept: set[int] = set()  # where the steps of groups begin that are there
         self._layers: list[Tensor] = []  # (T * N, ...), laid out in memory as each layer does
+        self._rows: dict[int, list[Tensor]] = {}  # of the layers, as views, by where the step of a group begins
 
     @property
     def size(self) -> int:
@@ -68,14 +69,15 @@ class Activations:
         results = [*torso.results(stacks)]
         if not self._layers:
             self._layers = [self._room(result) for result in results]
-        rows = slice(self._at, self._at + len(stacks))
-        for layer, result in zip(self._layers, results, strict=True):
-            layer[rows].copy_(result)
+        if self._at not in self._rows:
+            self._rows[self._at] = [layer[self._at : self._at + len(stacks)] for layer in self._layers]
+        torch._foreach_copy_(self._rows[self._at], results)
         self._kept.add(self._at)
         return results[-1]
 
     def _room(self, result: Tensor) -> Tensor:
         """For a whole rollout of a layer's results, each laid out as it is here."""
+        assert len(result) == 1 or result.stride(0) == result[0].numel(), "a sample does not lie in one piece"
         shape, strides = (len(self.units), *result.shape[1:]), (result[0].numel(), *result.stride()[1:])
         with torch.inference_mode(False):  # what is made for inference alone cannot be learned from
             return torch.empty_strided(shape, strides, dtype=result.dtype)

@@ -18,7 +18,7 @@ import copy
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -366,6 +366,7 @@ class ActorCritic(Network):
         features = self.see(inputs.stacks.flatten(0, 1), inputs.extra.flatten(0, 1), look).view(*inputs.is_first.shape, -1)
         if self.memory is not None:
             features, state = self.memory(features, inputs, state)
+        features = features.float()  # once for both heads
         return self.policy(features), self.value(features).squeeze(-1), state
 
 
@@ -399,20 +400,29 @@ def _as_blocks(stacks: Tensor, precision: torch.dtype) -> Tensor:
     The channels of a place are the pixels of its block, row by row; what is left over at the right and at the bottom goes.
     bfloat16 holds a byte exactly.
     """
-    height, width = (size // _BLOCK for size in stacks.shape[-2:])
-    pixels = stacks[..., : height * _BLOCK, : width * _BLOCK]
-    if any(step % torch.int32.itemsize for step in (pixels.storage_offset(), *pixels.stride()[:-1])):
-        pixels = pixels.contiguous()  # so that each row begins where a number of four bytes may
-    rows = pixels.view(torch.int32).view(*stacks.shape[:3], height, _BLOCK, width)  # four pixels move as one number
-    blocks = _laid_out(rows.permute(0, 3, 5, 1, 2, 4)).view(torch.uint8).flatten(3)
-    return blocks.to(precision).permute(0, 3, 1, 2)
+    if stacks.device.type == "cpu":  # numpy views and copies in half of torch's time
+        places = torch.from_numpy(np.ascontiguousarray(_places(_cut(stacks.numpy()).view(np.int32))))
+    else:
+        places = _places(_aligned(_cut(stacks)).view(torch.int32)).contiguous()
+    return places.view(torch.uint8).flatten(3).to(precision).permute(0, 3, 1, 2)
 
 
-def _laid_out(numbers: Tensor) -> Tensor:
-    """The same numbers, one behind the other in memory; on a CPU numpy takes half of torch's time for that."""
-    if numbers.device.type == "cpu":
-        return torch.from_numpy(np.ascontiguousarray(numbers.numpy()))
-    return numbers.contiguous()
+def _cut(stacks: Any) -> Any:
+    """Pictures, of numpy or torch, without what no whole block holds."""
+    height, width = (size // _BLOCK * _BLOCK for size in stacks.shape[-2:])
+    return stacks[..., :height, :width]
+
+
+def _aligned(pixels: Tensor) -> Tensor:
+    """The same bytes, each row of which begins where torch may read a number of four of them."""
+    steps = pixels.storage_offset(), *pixels.stride()[:-1]
+    return pixels.contiguous() if any(step % torch.int32.itemsize for step in steps) else pixels
+
+
+def _places(numbers: Any) -> Any:
+    """(B, depth, C, H, W // 4) numbers of four pixels, of numpy or torch -> (B, H // 4, W // 4, depth, C, 4), as a view."""
+    rows = numbers.reshape(*numbers.shape[:3], -1, _BLOCK, numbers.shape[-1])
+    return rows.swapaxes(1, 3).swapaxes(2, 5).swapaxes(4, 5)
 
 
 def _over_blocks(weight: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ class Rollout:
         written = {**self.tables, **self._beside}
         self._writable = {name: own.numpy() if own.device.type == "cpu" else own for name, own in written.items()}
         self._age: Any = self._writable["age"]
-        self._views: dict[tuple[int, int, int], tuple[Tensor, ...]] = {}  # of what is beside the frames of a step
+        self._views: dict[tuple[int, int, int], tuple[Tensor, ...]] = {}  # see `_views_at`
 
     @property
     def tables(self) -> dict[str, Tensor]:
@@ -148,15 +148,22 @@ class Rollout:
 
     def inputs_at(self, t: int, slots: slice) -> Inputs:
         """What the agent sees at step t: (1, slots, ...)."""
-        at = t, slots.start, slots.stop
-        if at not in self._views:
-            tables = ({**self.tables, **self._beside}[name] for name in ("extra", "last_actions", "last_rewards", "is_first"))
-            self._views[at] = tuple(table[t : t + 1, slots] for table in tables)
-        return Inputs(self.stacks_at(t, slots)[None], *(view.to(self.frames.device) for view in self._views[at]))
+        _, *beside = self._views_at(t, slots)
+        return Inputs(self.stacks_at(t, slots)[None], *(view.to(self.frames.device) for view in beside))
 
     def stacks_at(self, t: int, slots: slice) -> Tensor:
         """Observations of step t as the agent sees them: (slots, depth, *shape); may be what is stored itself."""
-        return as_seen(self.frames[t : t + self.depth, slots].transpose(0, 1), self._age[t + self.depth - 1, slots])
+        frames, *_ = self._views_at(t, slots)
+        return as_seen(frames, self._age[t + self.depth - 1, slots])
+
+    def _views_at(self, t: int, slots: slice) -> tuple[Tensor, ...]:
+        """Views of the frames of a step (slots, depth, *shape), and of what is beside them (1, slots, ...), made once."""
+        at = t, slots.start, slots.stop
+        if at not in self._views:
+            tables = ({**self.tables, **self._beside}[name] for name in ("extra", "last_actions", "last_rewards", "is_first"))
+            frames = self.frames[t : t + self.depth, slots].transpose(0, 1)
+            self._views[at] = frames, *(table[t : t + 1, slots] for table in tables)
+        return self._views[at]
 
     def upload(self) -> None:
         """Bring what was written beside a GPU to it, before what is there is read."""

@@ -84,6 +84,21 @@ def test_no_layer_is_computed_to_learn(monkeypatch):
     assert set(seen) == {NUM_ENVS // 2}
 
 
+class Sideways:
+    """A torso whose only layer leaves its samples side by side in memory."""
+
+    def results(self, stacks):
+        yield stacks.T.contiguous().T
+
+
+def test_samples_have_to_lie_in_one_piece_each():
+    """Else those of several steps would be written over each other."""
+    kept = Activations(STEPS, (slice(0, 4),))
+    kept.begin(0, slice(0, 4))
+    with pytest.raises(AssertionError, match="in one piece"):
+        kept(Sideways(), torch.zeros(4, 8))
+
+
 @pytest.mark.parametrize("shape", [(4, 84, 84), (3, 38, 61)])
 def test_gradients_are_those_of_autograd(shape):
     """With pixels left over at the right and at the bottom too."""

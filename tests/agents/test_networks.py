@@ -9,7 +9,21 @@ import torch
 from gymnasium.spaces import Box
 from torch import nn
 
-from agents.networks import MLP, ActorCritic, ImpalaResNet, NatureCNN, QNetwork, RamMLP, Tanh, lowered, make_torso
+from agents.dense import Dense
+from agents.networks import (
+    MLP,
+    ActorCritic,
+    ImpalaResNet,
+    NatureCNN,
+    QNetwork,
+    RamMLP,
+    Tanh,
+    _aligned,
+    _cut,
+    _places,
+    lowered,
+    make_torso,
+)
 from tests.agents.driving import describe, inputs_of
 
 DEPTH, BATCH, ACTIONS = 4, 3, 5
@@ -137,6 +151,30 @@ def test_blocks_are_the_same_convolution(shape, stored):
     expected.square().sum().backward()
     for one, other in zip(torso.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 84, 84), (3, 37, 50), (2, 36, 41)])
+def test_a_gpus_blocks_are_the_cpus(shape):
+    """Torch reads numbers only where they may begin, numpy anywhere: here also of pictures cut out of wider ones."""
+    wide = torch.randint(256, (BATCH, DEPTH, *shape[:-1], shape[-1] + 3), dtype=torch.uint8)
+    for stacks in (wide, wide[..., 1:-2], wide[1:, ..., 3:], wide.transpose(0, 1)):
+        numbers = _aligned(_cut(stacks)).view(torch.int32)
+        np.testing.assert_array_equal(numbers, _cut(stacks.numpy()).view(np.int32))
+        places = _places(numbers)
+        assert places.shape == (len(stacks), shape[-2] // 4, stacks.shape[-1] // 4, *stacks.shape[1:3], 4)
+        np.testing.assert_array_equal(places, _places(numbers.numpy()))
+
+
+@pytest.mark.parametrize("batch", [1, 4, 40])
+def test_a_dense_layer_is_torchs_own(batch):
+    """In bfloat16, where it is another product; each sample in one piece, as those who keep it have to find it."""
+    torch.manual_seed(0)
+    layer = Dense(3136, 512).bfloat16()
+    inputs = torch.rand(batch, 3136).bfloat16()
+    with torch.no_grad():
+        ours = layer(inputs)
+    assert ours.is_contiguous()
+    torch.testing.assert_close(ours, nn.functional.linear(inputs, layer.weight, layer.bias), rtol=2**-7, atol=2**-9)
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])

@@ -21,7 +21,7 @@ import pytest
 from ale_py.vector_env import AtariVectorEnv
 from gymnasium.wrappers import AtariPreprocessing
 
-from envs.atari import AtariGame, ale_seeds
+from envs.atari import AtariGame, Screen, ale_seeds
 from envs.contract import ProtocolOptions, TimeStep
 from envs.workers import WorkerEnvs
 
@@ -206,6 +206,26 @@ def assert_same(ours: Step, theirs: Step, where: str) -> None:
 def events(step: Step) -> list[str]:
     names = ("terminated", "truncated", "life_lost", "reward")
     return [name for name in names if getattr(step, name)]
+
+
+@pytest.mark.parametrize("height", [210, 214, 220, 230, 250])  # all that the games have
+def test_what_stands_still_is_not_made_small_again(height, monkeypatch):
+    """And yet the bits are those of the whole screen made small, wherever rows have changed: none, one, some or all."""
+    rng, screen, resize = np.random.default_rng(0), Screen(height, 160), cv2.resize
+    band, heights, expected = 5 if height == 210 else height, [], []
+
+    def noted(rows: np.ndarray, *args: Any, **kwargs: Any) -> np.ndarray:
+        heights.append(len(rows))
+        return resize(rows, *args, **kwargs)
+
+    monkeypatch.setattr("envs.atari.cv2.resize", noted)
+    for changed in (0, 1, 2, 5, 40, height, 0, 1):
+        rows = rng.choice(height, changed, replace=False)
+        columns = slice(None) if changed != 1 else rng.integers(160)  # one row changes in one pixel
+        screen.pixels[rows, columns] += rng.integers(1, 256, screen.pixels[rows, columns].shape, np.uint8)
+        np.testing.assert_array_equal(screen.small(), resize(screen.pixels, (84, 84), interpolation=cv2.INTER_AREA))
+        expected += [band * len({row // band for row in rows})] if changed else []
+    assert heights == expected
 
 
 @pytest.mark.parametrize("game", GAMES)
