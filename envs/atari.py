@@ -111,14 +111,14 @@ def ale_seeds(seed: int) -> tuple[int, int]:
 class Screen:
     """A screen, and the small picture of it that `cv2.resize` with `INTER_AREA` makes, made anew only where the screen changed.
 
-    Most of a game's screen stands still, and to make all of it small takes a sixth of a step. Of 210 rows five make two of the
-    small picture's, which no other row has a part in: bands of five rows become small by themselves, to the same bits. Screens
-    of other heights are one band.
+    Most of a game's screen stands still, and to make all of it small takes a sixth of a step. Of 210 rows the first five alone
+    make the small picture's first two, the next five the next two, and so on: such bands become small by themselves, to the
+    same bits. A screen of another height is one band.
     """
 
     def __init__(self, height: int, width: int) -> None:
         """Begin with a black one."""
-        count = height // 5 if height * 2 == SIDE * 5 else 1
+        count = height // 5 if height * 2 == SIDE * 5 else 1  # 210 rows
         self.pixels = np.zeros((height, width), np.uint8)
         """(height, width), to be written to."""
         self._width, self._small = width, np.zeros((SIDE, SIDE), np.uint8)
@@ -130,10 +130,10 @@ class Screen:
         """(SIDE, SIDE), valid until the next call."""
         changed = (self._words != self._seen_words).any(1).nonzero()[0]
         if len(changed):
-            self._seen[changed] = bands = self._bands[changed]
-            size = (SIDE, len(changed) * SIDE // len(self._bands))
-            small = cv2.resize(bands.reshape(-1, self._width), size, interpolation=cv2.INTER_AREA)
-            self._small_bands[changed] = small.reshape(len(changed), -1)
+            bands, size = self._bands[changed], (SIDE, len(changed) * SIDE // len(self._bands))
+            made = cv2.resize(bands.reshape(-1, self._width), size, interpolation=cv2.INTER_AREA)
+            self._small_bands[changed] = made.reshape(len(changed), -1)
+            self._seen[changed] = bands
         return self._small
 
 
@@ -173,7 +173,7 @@ class AtariGame:
         )
         # The step's last frame but one, and its last. A step cut short by an end leaves the older ones in place, `_last` pooled
         # with the `_previous` of its own step, as `AtariPreprocessing` does.
-        self._screen = Screen(height, width)
+        self._screen = Screen(height, width)  # whose pixels `_last` is
         self._previous, self._last = np.zeros((height, width), np.uint8), self._screen.pixels
         self._recording = False
         self._frames: list[NDArray[np.uint8]] = []

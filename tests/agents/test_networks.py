@@ -18,9 +18,8 @@ from agents.networks import (
     QNetwork,
     RamMLP,
     Tanh,
-    _aligned,
-    _cut,
-    _places,
+    _places_by_numpy,
+    _places_by_torch,
     lowered,
     make_torso,
 )
@@ -154,27 +153,36 @@ def test_blocks_are_the_same_convolution(shape, stored):
 
 
 @pytest.mark.parametrize("shape", [(1, 84, 84), (3, 37, 50), (2, 36, 41)])
-def test_a_gpus_blocks_are_the_cpus(shape):
-    """Torch reads numbers only where they may begin, numpy anywhere: here also of pictures cut out of wider ones."""
+def test_pixels_move_as_one_number_by_numpy_and_by_torch(shape):
+    """Torch reads a number only where one may begin, numpy anywhere: here also of pictures cut out of wider ones."""
     wide = torch.randint(256, (BATCH, DEPTH, *shape[:-1], shape[-1] + 3), dtype=torch.uint8)
     for stacks in (wide, wide[..., 1:-2], wide[1:, ..., 3:], wide.transpose(0, 1)):
-        numbers = _aligned(_cut(stacks)).view(torch.int32)
-        np.testing.assert_array_equal(numbers, _cut(stacks.numpy()).view(np.int32))
-        places = _places(numbers)
+        places = _places_by_torch(stacks)
         assert places.shape == (len(stacks), shape[-2] // 4, stacks.shape[-1] // 4, *stacks.shape[1:3], 4)
-        np.testing.assert_array_equal(places, _places(numbers.numpy()))
+        assert torch.equal(places, _places_by_numpy(stacks))
 
 
-@pytest.mark.parametrize("batch", [1, 4, 40])
-def test_a_dense_layer_is_torchs_own(batch):
-    """In bfloat16, where it is another product; each sample in one piece, as those who keep it have to find it."""
+@pytest.mark.parametrize("batch", [0, 1, 2, 4, 7, 40])
+@pytest.mark.parametrize("units", [512, 9])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_dense_layer_is_torchs_own(precision, units, batch):
+    """For acting and for learning, where a CPU makes other products of it; samples lie one behind the other."""
     torch.manual_seed(0)
-    layer = Dense(3136, 512).bfloat16()
-    inputs = torch.rand(batch, 3136).bfloat16()
+    layer = Dense(3136, units).to(precision)
+    inputs = torch.rand(batch, 3136).to(precision)
+    expected = nn.functional.linear(inputs, layer.weight, layer.bias)
     with torch.no_grad():
-        ours = layer(inputs)
-    assert ours.is_contiguous()
-    torch.testing.assert_close(ours, nn.functional.linear(inputs, layer.weight, layer.bias), rtol=2**-7, atol=2**-9)
+        acting = layer(inputs)
+    layer.factors = []
+    learning = layer(inputs)
+    near = {"rtol": 2**-7, "atol": 2**-9} if precision == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}
+    for ours in (acting, learning):
+        assert ours.is_contiguous()
+        torch.testing.assert_close(ours, expected, **near)
+    learning.relu_().sum().backward()  # in place, as torsos have it
+    expected.relu_().sum().backward()
+    ((left, right),) = layer.factors
+    torch.testing.assert_close(left.T @ right, layer.weight.grad, **near)
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
@@ -201,7 +209,7 @@ def test_acting_follows_every_change_of_the_weights(precision):
     for change in changes:
         change()
         acting = features(torso, torch.inference_mode)
-        assert torch.equal(acting, features(torso, torch.enable_grad))
+        torch.testing.assert_close(acting, features(torso, torch.enable_grad), rtol=2**-7, atol=2**-9)  # by other products
         assert torch.equal(acting, features(copy.deepcopy(torso), torch.no_grad))
         assert not any(torch.allclose(acting, before) for before in seen)
         seen.append(acting)
