@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 _FEW = 96  # samples, behind which a layer's factors know its gradient's length sooner than the gradient itself
+_HANDFUL = range(3, 8)  # samples, for which a CPU makes several small products of float32 sooner than a large one
+_PIECES = 16  # of a layer's outputs, a product each
 
 
 class Dense(nn.Linear):
@@ -29,7 +31,7 @@ class Dense(nn.Linear):
         if not torch.is_grad_enabled():
             return _linear(inputs, self.weight, self.bias)
         if self.factors is None:
-            return super().forward(inputs)
+            return super().forward(inputs)  # whose backward pass is torch's own
         return _collected(self, inputs, self.weight, self.bias)
 
     def gradients(self, inputs: Tensor, gradient: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -79,16 +81,20 @@ class Product:
 
 
 def _linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`nn.functional.linear` of (B, I), as the products that a CPU is sooner done with: 0.9 of its time, 0.8 for a few rows."""
-    rows, pieces = len(inputs), 16
+    """`nn.functional.linear` of (B, I), as the products that a CPU is sooner done with (`docs/log.md`).
+
+    Returns:
+        (B, O), one sample behind the other, and no view, even of one sample: a ReLU writes into it.
+    """
     if inputs.device.type != "cpu" or inputs.dtype not in (torch.bfloat16, torch.float32):
         return nn.functional.linear(inputs, weight, bias)
-    if inputs.dtype == torch.float32 and 2 < rows < 8 and len(weight) % pieces == 0:
-        parts = weight.view(pieces, -1, weight.shape[1]).transpose(1, 2)
-        made = torch.baddbmm(bias.view(pieces, 1, -1), inputs.expand(pieces, -1, -1), parts)
-        return made.transpose(0, 1).reshape(rows, -1)
-    outputs = torch.addmm(bias[:, None], weight, inputs.T).T
-    return outputs.clone(memory_format=torch.contiguous_format)  # no view, even of one sample: a ReLU writes into it
+    if inputs.dtype == torch.float32 and len(inputs) in _HANDFUL and len(weight) % _PIECES == 0:
+        pieces = weight.view(_PIECES, -1, weight.shape[1]).transpose(1, 2)
+        products = torch.baddbmm(bias.view(_PIECES, 1, -1), inputs.expand(_PIECES, -1, -1), pieces)
+        outputs = products.transpose(0, 1).flatten(1)
+    else:
+        outputs = torch.addmm(bias[:, None], weight, inputs.T).T
+    return outputs.clone(memory_format=torch.contiguous_format)
 
 
 class _Collected(torch.autograd.Function):

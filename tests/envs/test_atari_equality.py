@@ -208,7 +208,7 @@ def events(step: Step) -> list[str]:
     return [name for name in names if getattr(step, name)]
 
 
-@pytest.mark.parametrize("height", [210, 214, 220, 230, 250])  # all that the games have
+@pytest.mark.parametrize("height", [210, 214, 220, 230, 250])  # of games that there are
 def test_what_stands_still_is_not_made_small_again(height, monkeypatch):
     """And yet the bits are those of the whole screen made small, wherever rows have changed: none, one, some or all."""
     rng, screen, resize = np.random.default_rng(0), Screen(height, 160), cv2.resize
