@@ -46,18 +46,17 @@ def train(tree: Path, algorithm: str, options: Options, pipe: Connection) -> Non
     import dataclasses
 
     from envs.contract import game_seeds
-    from envs.workers import WorkerEnvs
     from training.config import RunConfig
     from training.loop import Turns
     from training.metrics import Clock
     from training.presets import preset
-    from training.start import build_agent, plan_of
+    from training.start import build_agent, open_envs, plan_of
 
     changes: dict[str, Any] = {"start_frames": 4_000, "capacity": 100_000} if algorithm == "dqn" else {}
     settings = dataclasses.replace(preset(algorithm, options.env), num_envs=8, **changes)
     config = RunConfig(options.env, settings, device="cpu", precision=options.precision)
     plan = plan_of(config)
-    with WorkerEnvs(options.env, 8, num_groups=plan.groups, num_workers=plan.workers) as envs:
+    with open_envs(config, plan) as envs:
         agent = build_agent(algorithm, config, plan, envs.description)
         envs.reset([[seed] for seed in game_seeds(0, 1, range(8))])
         updates = (None for turn in Turns(envs, agent, Clock()) if turn.metrics is not None)

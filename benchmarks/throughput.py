@@ -55,7 +55,7 @@ from training.config import Plan, RunConfig
 from training.loop import Turns
 from training.metrics import Clock
 from training.presets import preset
-from training.start import build_agent, commit, plan_of
+from training.start import build_agent, commit, open_envs, plan_of
 
 RESULTS = Path(__file__).parent / "results"
 _PIXELS = "BerzerkNoFrameskip-v0"
@@ -191,7 +191,7 @@ class Bench:
 
     def open(self, workers: int | None = None) -> WorkerEnvs:
         """The games, as a run opens them, or in as many workers."""
-        return WorkerEnvs(self.case.env, self.num_envs, num_groups=self.plan.groups, num_workers=workers or self.plan.workers)
+        return open_envs(self.config, dataclasses.replace(self.plan, workers=workers or self.plan.workers))
 
     @contextmanager
     def games(self, workers: int | None = None) -> Iterator[WorkerEnvs]:

@@ -65,6 +65,10 @@ class Channel:
         """Take two file descriptors."""
         self._incoming, self._outgoing = incoming, outgoing
 
+    def fileno(self) -> int:
+        """What to wait for."""
+        return self._incoming
+
     def write(self, signal: int) -> None:
         """Send one byte."""
         os.write(self._outgoing, bytes((signal,)))

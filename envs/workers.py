@@ -37,6 +37,8 @@ from envs.shared_memory import CLONE, FAILED, RESET, RESTORE, Channel, SharedMem
 
 HANG_SECONDS = 120.0  # without a reply, after which a worker counts as hanging
 OPENING = 5  # times as long for each slot, where games open: a level of DeepMind Lab compiled for 71 s on an idle machine
+_BINDS = hasattr(os, "sched_setaffinity")  # whether the system lets a thread choose its cores
+_LONG_TURN = 1.0  # seconds, for which it is worth while to wait on a certain core
 _Answer = TypeVar("_Answer")
 MOST_RESTARTS = 3  # of one worker, without a step in between
 # A worker computes on one core, where Mesa draws for it too, and opens no window.
@@ -62,6 +64,7 @@ class WorkerEnvs:
         options: ProtocolOptions | None = None,
         num_groups: int = 1,
         num_workers: int | None = None,
+        share_cores: bool = False,
         record: Sequence[int] = (),
         restart: bool = False,
         hang_seconds: float = HANG_SECONDS,
@@ -74,6 +77,8 @@ class WorkerEnvs:
             options: The user's changes to the id's protocol.
             num_groups: Groups of slots that take turns.
             num_workers: Processes; one a core where not given.
+            share_cores: The caller computes between steps on cores that workers play on; where they are as many as the cores,
+                each keeps one, and the caller waits for the last of them on that of the first.
             record: Slots whose emulator frames are kept for `last_frames`.
             restart: Start a worker anew when it dies or hangs; its games are lost. Without it that is a `WorkerError`.
             hang_seconds: How long a worker may take for a step; one that opens games has `OPENING` times as long for each slot.
@@ -98,8 +103,10 @@ class WorkerEnvs:
         self._lost: dict[int, int] = {}  # slots that open another game at their next step: their worker was started anew
         self._file = anonymous_file()
         try:
-            cores = _cores_to_keep(env_id)
-            for slots in shares_of(self.groups, num_workers or usable_cores()):
+            shares = shares_of(self.groups, num_workers or usable_cores())
+            self._shares_cores = share_cores and _BINDS and num_groups > 1 and len(shares) >= usable_cores() > 1
+            cores = _cores_to_keep(env_id, all_of_them=self._shares_cores)
+            for slots in shares:
                 order = {
                     "slots": slots,
                     "ids": [(slot, self.tasks[slot]) for group in slots for slot in group],
@@ -173,9 +180,28 @@ class WorkerEnvs:
         """Wait until this group's step has come."""
         if group in self._arrived:
             return
+        if self._shares_cores:
+            self._wait_beside_the_first()
         for worker in self._workers:
             self._insist(worker, lambda worker: worker.expect(group))
         self._arrived.add(group)
+
+    def _wait_beside_the_first(self) -> None:
+        """Sleep until all workers have answered, or for a while, and wake up on the core of the one that was done first.
+
+        A group is as late as its last worker, and the caller takes the time for what it does next from one of them. The system
+        would take it from the last, which wakes the caller up.
+        """
+        done = _answering(self._workers, _LONG_TURN)
+        if not done or len(done) == len(self._workers):
+            return
+        usable = os.sched_getaffinity(0)
+        _keep_to(usable & {done[0].core})
+        try:
+            for worker in self._workers:
+                _answering([worker], _LONG_TURN)
+        finally:
+            _keep_to(usable)  # before anything is started that would be bound with it
 
     def _insist(self, worker: "_WorkerProcess", ask: Callable[["_WorkerProcess"], _Answer]) -> _Answer:
         """Ask a worker for something; where it is lost, and that is wanted, ask the one that takes its place."""
@@ -295,6 +321,7 @@ class _WorkerProcess(Channel):
 
     def __init__(self, memory: int, slots: list[list[int]], order: dict[str, Any], hang_seconds: float) -> None:
         self.slots = slots  # slots[group]
+        self.core: int | None = order["core"]
         self._memory, self._order, self._hang_seconds = memory, order, hang_seconds
         self.running: list[int] = []  # groups whose step was started and has not been received
         self._opening: set[int] = set()  # groups whose running step opens games
@@ -472,17 +499,32 @@ def shares_of(groups: Sequence[slice], num_workers: int) -> list[list[list[int]]
     return shares
 
 
-def _cores_to_keep(env_id: str) -> Iterator[int | None]:
+def _cores_to_keep(env_id: str, *, all_of_them: bool) -> Iterator[int | None]:
     """The core of each worker, by turns; None leaves it to the system.
 
     A game and its engine hand over to each other many times a step: on one core that takes half as long as on two. Trainers
     side by side usually begin with different cores.
     """
-    if not (registry.game_class(env_id).own_engine and hasattr(os, "sched_getaffinity")):
+    if not (_BINDS and (all_of_them or registry.game_class(env_id).own_engine)):
         return itertools.repeat(None)
     cores = sorted(os.sched_getaffinity(0))
     first = os.getpid() % len(cores)
     return itertools.cycle(cores[first:] + cores[:first])
+
+
+def _answering(workers: Sequence[_WorkerProcess], seconds: float) -> list[_WorkerProcess]:
+    """Those that have answered, as soon as one has; none where none does for so long."""
+    poll = select.poll()
+    for worker in workers:
+        poll.register(worker.fileno(), select.POLLIN)
+    ready = {descriptor for descriptor, _ in poll.poll(seconds * 1000)}
+    return [worker for worker in workers if worker.fileno() in ready]
+
+
+def _keep_to(cores: Iterable[int]) -> None:
+    """Let the calling thread run on these alone."""
+    with contextlib.suppress(OSError):  # they may be out of reach by now; it is only faster there
+        os.sched_setaffinity(0, cores)
 
 
 def usable_cores() -> int:

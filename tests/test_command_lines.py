@@ -59,7 +59,7 @@ def nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def accept(*_: Any, **__: Any) -> None:
         raise AcceptedError
 
-    monkeypatch.setattr(start, "_open_envs", accept)
+    monkeypatch.setattr(start, "open_envs", accept)
     monkeypatch.setattr(session, "run", accept)
     monkeypatch.chdir(tmp_path)
 

@@ -40,7 +40,7 @@ def new_run(algorithm: str, config: RunConfig[Any]) -> Run:
         raise InputError(f"{run_dir} exists already and is not a run; --run-dir names another")
     plan = plan_of(config)
     with contextlib.ExitStack() as undo:
-        envs = _open_envs(config, plan)
+        envs = open_envs(config, plan)
         undo.callback(envs.close)
         agent = build_agent(algorithm, config, plan, envs.description)
         facts = {"protocol": dataclasses.asdict(envs.description.protocol), "versions": versions(), "commit": commit()}
@@ -115,7 +115,7 @@ def old_run(run_dir: Path, trusted: str | None = None) -> Run:
         undo.callback(lock.release)
         checkpoint.sweep(run_dir / "checkpoints")
         saved = checkpoint.newest(run_dir / "checkpoints", check=replay_files.verify)
-        envs = _open_envs(config, plan)
+        envs = open_envs(config, plan)
         undo.callback(envs.close)
         agent = build_agent(algorithm, config, plan, envs.description)
         run = _begin(config, envs, agent, lock, saved)
@@ -148,10 +148,17 @@ def _groups(num_envs: int, num_groups: int) -> tuple[slice, ...]:
     return tuple(slice(start, start + size) for start in range(0, num_envs, size))
 
 
-def _open_envs(config: RunConfig[Any], plan: Plan) -> WorkerEnvs:
-    options = config.protocol_options
-    num_envs = config.agent.num_envs
-    return WorkerEnvs(config.env, num_envs, options=options, num_groups=plan.groups, num_workers=plan.workers, restart=True)
+def open_envs(config: RunConfig[Any], plan: Plan) -> WorkerEnvs:
+    """The games of a run, in its workers."""
+    return WorkerEnvs(
+        config.env,
+        config.agent.num_envs,
+        options=config.protocol_options,
+        num_groups=plan.groups,
+        num_workers=plan.workers,
+        share_cores=plan.device == "cpu",
+        restart=True,
+    )
 
 
 def _begin(config: RunConfig[Any], envs: WorkerEnvs, agent: Agent, lock: Lock, saved: Path | None = None) -> Run:

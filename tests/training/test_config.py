@@ -1,11 +1,13 @@
 import dataclasses
 import json
+import os
 
 import pytest
 import tyro
 
 from agents import registry
 from envs.contract import InputError
+from envs.workers import usable_cores
 from training import presets
 from training.command_line import flag, parse
 from training.config import (
@@ -18,7 +20,7 @@ from training.config import (
     parse_skip,
     save_config,
 )
-from training.start import plan_of
+from training.start import open_envs, plan_of
 
 PLAN = Plan(device="cpu", precision="fp32", workers=2, groups=2, learn_threads=2)
 
@@ -106,6 +108,16 @@ def test_the_plan_is_a_fixed_function() -> None:
 def test_a_core_is_left_to_the_policy_where_acting_takes_as_long_as_playing(env, workers, monkeypatch) -> None:
     monkeypatch.setattr("training.start.usable_cores", lambda: 4)
     assert plan_of(RunConfig(env=env, agent=presets.preset("ppo", env), device="cpu")).workers == workers
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or usable_cores() < 2, reason="no choice of cores")
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_workers_keep_their_cores_where_the_cpu_learns(device) -> None:
+    config = RunConfig(env="CartPole-v1", agent=presets.preset("ppo", "CartPole-v1"))
+    plan = make_plan(config.agent.num_envs, usable_cores(), device, "fp32", images=False)
+    with open_envs(config, plan) as envs:
+        kept = [len(os.sched_getaffinity(worker._process.pid)) for worker in envs._workers]
+    assert kept == [1 if device == "cpu" else usable_cores()] * plan.workers
 
 
 def test_every_preset_is_a_valid_config() -> None:
