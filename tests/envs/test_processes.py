@@ -380,8 +380,8 @@ def test_no_file_descriptors_leak():
 @pytest.mark.skipif(usable_cores() < 2, reason="no choice of cores")
 def test_a_trainer_that_shares_the_workers_cores_waits_on_that_of_one_that_is_done():
     usable, count = os.sched_getaffinity(0), usable_cores()
-    with WorkerEnvs(SQUARES, 2 * count, num_groups=2, num_workers=count, share_cores=True) as envs:
-        envs.reset([[seed] for seed in range(2 * count)])
+    with WorkerEnvs(SQUARES, 8 * count, num_groups=2, num_workers=count, share_cores=True) as envs:
+        envs.reset([[seed] for seed in range(8 * count)])
         kept = [os.sched_getaffinity(worker._process.pid) for worker in envs._workers]
         assert set.union(*kept) == usable
         assert all(len(cores) == 1 for cores in kept)
@@ -389,22 +389,23 @@ def test_a_trainer_that_shares_the_workers_cores_waits_on_that_of_one_that_is_do
         envs.recv(1)
         for late, worker in enumerate(envs._workers):
             os.kill(worker._process.pid, signal.SIGSTOP)
-            envs.send(np.zeros(count, int), 0)
+            envs.send(np.zeros(4 * count, int), 0)
             trainer = threading.Thread(target=envs.recv, args=(0,))
             trainer.start()
             assert soon(lambda: os.sched_getaffinity(trainer.native_id) in [*kept[:late], *kept[late + 1 :]])  # noqa: B023
             os.kill(worker._process.pid, signal.SIGCONT)
             trainer.join()
         os.kill(worker._process.pid, signal.SIGSTOP)
-        envs.send(np.zeros(count, int), 0)
+        envs.send(np.zeros(4 * count, int), 0)
         threading.Timer(0.2, os.kill, (worker._process.pid, signal.SIGCONT)).start()
         envs.recv(0)
         assert os.sched_getaffinity(0) == usable, "what is started from here on would be bound too"
 
 
-@pytest.mark.parametrize("choice", [{}, {"share_cores": True, "num_workers": 1}, {"share_cores": True, "num_groups": 1}])
-def test_other_workers_play_where_the_system_likes(choice):
-    with WorkerEnvs(SQUARES, 4, **{"num_groups": 2, "num_workers": 2, **choice}) as envs:
+@pytest.mark.parametrize("change", [{"share_cores": False}, {"num_workers": 1}, {"num_groups": 1}, {"num_envs": 12}])
+def test_other_workers_play_where_the_system_likes(change):
+    choice = {"num_envs": 16, "num_groups": 2, "num_workers": 2, "share_cores": True}
+    with WorkerEnvs(SQUARES, **{**choice, **change}) as envs:
         for worker in envs._workers:
             assert os.sched_getaffinity(worker._process.pid) == os.sched_getaffinity(0)
 

@@ -113,8 +113,9 @@ def test_a_core_is_left_to_the_policy_where_acting_takes_as_long_as_playing(env,
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or usable_cores() < 2, reason="no choice of cores")
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_workers_keep_their_cores_where_the_cpu_learns(device) -> None:
-    config = RunConfig(env="CartPole-v1", agent=presets.preset("ppo", "CartPole-v1"))
-    plan = make_plan(config.agent.num_envs, usable_cores(), device, "fp32", images=False)
+    agent = dataclasses.replace(presets.preset("ppo", "CartPole-v1"), num_envs=8 * usable_cores())
+    config = RunConfig(env="CartPole-v1", agent=agent)
+    plan = make_plan(agent.num_envs, usable_cores(), device, "fp32", images=False)
     with open_envs(config, plan) as envs:
         kept = [len(os.sched_getaffinity(worker._process.pid)) for worker in envs._workers]
     assert kept == [1 if device == "cpu" else usable_cores()] * plan.workers
