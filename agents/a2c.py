@@ -98,7 +98,7 @@ class A2C(OnPolicyAgent):
             if complete > self.shards.begun:
                 self.shards.begin(self.work(self._batch()), parts[:complete])
 
-    def make_optimizer(self, weights: list[nn.Parameter]) -> torch.optim.Optimizer:
+    def make_optimizer(self, weights: list[nn.Parameter]) -> RMSprop:
         """RMSprop."""
         return RMSprop(weights, self.config.learning_rate, self.config.rms_decay, eps=1e-5)
 

@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from agents.adam import Adam
 from agents.agent import NonFiniteError, Setting
 from agents.cuda_graphs import Graphed
 from agents.networks import Inputs, QNetwork
@@ -135,9 +136,7 @@ class DQN:
         game = setting.game
         self.network = QNetwork(game, config.frame_stack, config.torso).to(setting.device)
         threads = Threads(setting.learn_threads)
-        self.optimizer = SharedOptimizer(
-            lambda weights: torch.optim.Adam(weights, lr=config.learning_rate, eps=1.5e-4, fused=True), self.network, threads
-        )
+        self.optimizer = SharedOptimizer(lambda weights: Adam(weights, config.learning_rate, eps=1.5e-4), self.network, threads)
         self.shards = Shards(self.network, threads, setting.precision, images=game.sees_images)
         self.target = copy.deepcopy(self.shards.network).requires_grad_(False)
         self._choose = Graphed(self._best, setting.device)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.activations import Activations, look
+from agents.adam import Adam
 from agents.agent import BrokenOff, NonFiniteError, Setting
 from agents.cuda_graphs import Graphed
 from agents.learner import Learner, Update, finished
@@ -174,7 +175,7 @@ class OnPolicyAgent(ABC):
         self.replay = None
 
     @abstractmethod
-    def make_optimizer(self, weights: list[nn.Parameter]) -> torch.optim.Optimizer:
+    def make_optimizer(self, weights: list[nn.Parameter]) -> Adam:
         """The algorithm's optimiser over some weights."""
 
     @abstractmethod

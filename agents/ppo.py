@@ -21,6 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from agents.adam import Adam
 from agents.agent import BrokenOff, Setting
 from agents.on_policy import Batch, OnPolicyAgent, OnPolicyConfig, mean_over, policy_terms
 from envs.contract import InputError
@@ -99,9 +100,9 @@ class PPO(OnPolicyAgent):
         if units < config.minibatches:
             raise InputError(f"--minibatches {config.minibatches}: a rollout has only {units} parts to share out; take {units}")
 
-    def make_optimizer(self, weights: list[nn.Parameter]) -> torch.optim.Optimizer:
+    def make_optimizer(self, weights: list[nn.Parameter]) -> Adam:
         """Adam."""
-        return torch.optim.Adam(weights, lr=self.config.learning_rate, eps=1e-5, fused=True)
+        return Adam(weights, self.config.learning_rate, eps=1e-5)
 
     def update(self, rollout: Batch) -> dict[str, Tensor]:
         """Learn from a rollout; metrics are means over all minibatches.

@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from agents.adam import Adam
 
-class RMSprop(torch.optim.Adam):
+
+class RMSprop(Adam):
     """torch's RMSprop, computed by its fused Adam; a state is RMSprop's `square_avg`.
 
     Adam is RMSprop where it has no first moment (a beta of 0) and its second is no longer corrected for beginning at 0, which
@@ -16,7 +18,7 @@ class RMSprop(torch.optim.Adam):
 
     def __init__(self, weights: list[nn.Parameter], lr: float, decay: float, eps: float) -> None:
         """Begin with a mean square of 0, as RMSprop does; `decay` is torch's alpha."""
-        super().__init__(weights, lr=lr, betas=(0.0, decay), eps=eps, fused=True)
+        super().__init__(weights, lr, eps, betas=(0.0, decay))
         self._begin()
 
     def _begin(self) -> None:
@@ -24,6 +26,10 @@ class RMSprop(torch.optim.Adam):
         for weight in self.param_groups[0]["params"]:
             if weight not in self.state:
                 self.state[weight] = _moments(torch.zeros_like(weight))
+
+    def _means(self, moments: list[dict[str, Any]], gradients: list[Tensor]) -> list[Tensor]:
+        """The gradients themselves, which are then read and written once."""
+        return gradients
 
     def state_dict(self) -> dict[str, Any]:
         """The mean squares."""

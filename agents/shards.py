@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from agents.adam import Adam
 from agents.dense import Dense, Product
 from agents.networks import lowered
 
@@ -216,19 +217,17 @@ class Shards:
 
 
 class SharedOptimizer:
-    """A torch optimiser that works on each number for itself, its step shared between threads.
+    """An optimiser that works on each number for itself, its step shared between threads.
 
     Its rows are views of the weights, which have to stay where they are in memory, and each of which has to have a gradient.
     """
 
-    def __init__(
-        self, make: Callable[[list[nn.Parameter]], torch.optim.Optimizer], network: nn.Module, threads: Threads
-    ) -> None:
+    def __init__(self, make: Callable[[list[nn.Parameter]], Adam], network: nn.Module, threads: Threads) -> None:
         """`make` builds one over some parameters: it is called for each share of the rows."""
         self.sharers = _sharers(network, threads)
         """How many shares there are."""
         rows = shares((weight.detach() for weight in network.parameters()), self.sharers)
-        self._rows = [[nn.Parameter(weight) for weight in share] for share in rows]
+        self._rows = [[nn.Parameter(weight, requires_grad=False) for weight in share] for share in rows]
         self._optimizers = [make(rows) for rows in self._rows]
         self._make_graphable()
 
@@ -246,9 +245,7 @@ class SharedOptimizer:
 
     def step_rows(self, share: int, gradients: list[Tensor]) -> None:
         """One share of a step, by its share of the gradients."""
-        for weight, gradient in zip(self._rows[share], gradients, strict=True):
-            weight.grad = gradient
-        self._optimizers[share].step()
+        self._optimizers[share].step_along(gradients)
 
     def state_dict(self) -> dict[str, Any]:
         """As of one optimiser over the whole weights, whatever the number of threads."""

@@ -267,7 +267,14 @@ def same(left: Any, right: Any) -> bool:
 
 def sgd(network, rate, threads=1):
     """Plain steps along the gradient, in place of an agent's optimiser."""
-    return SharedOptimizer(lambda weights: torch.optim.SGD(weights, lr=rate), network, Threads(threads))
+    return SharedOptimizer(lambda weights: _Plain(weights, lr=rate), network, Threads(threads))
+
+
+class _Plain(torch.optim.SGD):
+    def step_along(self, gradients):
+        for weight, gradient in zip(self.param_groups[0]["params"], gradients, strict=True):
+            weight.grad = gradient
+        self.step()
 
 
 def step_along(optimizer, network):

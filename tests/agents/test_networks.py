@@ -1,6 +1,7 @@
 """Networks: what goes in, what comes out, and the same from other code."""
 
 import copy
+import functools
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from gymnasium.spaces import Box
 from torch import nn
 
+from agents.adam import Adam
 from agents.dense import Dense
 from agents.networks import (
     MLP,
@@ -199,10 +201,11 @@ def test_acting_follows_every_change_of_the_weights(precision):
 
     seen = [features(torso, torch.inference_mode)]
     (weight, *_) = torso.parameters()
-    (rows,) = [nn.Parameter(weight.detach()[:16])]
-    rows.grad = torch.ones_like(rows)
+    rows = nn.Parameter(weight.detach()[:16], requires_grad=False)  # as a shared optimiser has them
+    step = functools.partial(Adam([rows], lr=0.01, eps=1e-8).step_along, [torch.ones_like(rows)])
     changes = (
-        torch.optim.SGD([rows], lr=0.01).step,  # as a shared optimiser has it, whose rows are views
+        step,
+        step,  # which is another call than the first
         lambda: weight.data.mul_(2),
         lambda: torso.load_state_dict(other.state_dict()),
     )

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from agents.adam import Adam
 from agents.dense import Dense
 from agents.networks import MLP, ActorCritic
 from agents.on_policy import masked_mean
@@ -102,7 +103,7 @@ def test_all_threads_see_each_step_of_the_optimiser_and_a_loaded_state(count):
 OPTIMIZERS = {  # torch's own, and what is shared
     "adam": (
         lambda weights: torch.optim.Adam(weights, lr=0.01),
-        lambda weights: torch.optim.Adam(weights, lr=0.01, fused=True),
+        lambda weights: Adam(weights, lr=0.01, eps=1e-8),
     ),
     "rmsprop": (
         lambda weights: torch.optim.RMSprop(weights, lr=0.01, alpha=0.95, eps=1e-5),
