@@ -15,6 +15,7 @@ What stands before the memory computes in the precision of its weights, float32 
 """
 
 import copy
+import functools
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.activations import Look, look
@@ -405,8 +407,18 @@ def _as_blocks(stacks: Tensor, precision: torch.dtype) -> Tensor:
 
 
 def _places_by_numpy(stacks: Tensor) -> Tensor:
-    """(B, depth, C, H, W) bytes -> (B, H // 4, W // 4, depth, C, 4) numbers of four; numpy takes half of torch's time."""
-    return torch.from_numpy(np.ascontiguousarray(_places(_cut(stacks.numpy()).view(np.int32))))
+    """(B, depth, C, H, W) bytes -> (B, H // 4, W // 4, depth, C, 4) numbers of four, in a third of torch's time."""
+    numbers = _cut(stacks.numpy()).view(np.int32)
+    order = _order(*numbers.shape[1:])
+    places = np.take(numbers.reshape(len(numbers), -1), order.ravel(), axis=1, mode="clip")  # which does not look at each place
+    return torch.from_numpy(places.reshape(-1, *order.shape))
+
+
+@functools.cache
+def _order(*shape: int) -> NDArray[np.intp]:
+    """Where the numbers of one sample's places are among its pixels."""
+    order: NDArray[np.intp] = _places(np.arange(math.prod(shape)).reshape(1, *shape))[0].copy()
+    return order
 
 
 def _places_by_torch(stacks: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class Shards:
 
         The weights have to stay where they are in memory.
         """
-        self._whole, self._threads, self._sharers = network, threads, _sharers(network, threads)
+        self._whole, self._threads, self._sharers = [*network.parameters()], threads, _sharers(network, threads)
         self._smallest = SMALLEST_OF_IMAGES if images else SMALLEST
         self.network = network if precision == torch.float32 else lowered(network, precision)
         """What to act with."""
@@ -72,11 +72,12 @@ class Shards:
         for replica in self._replicas[1:]:
             for shared, own in zip(self.network.parameters(), replica.parameters(), strict=True):
                 own.data = shared.data
+        self._weights = [[*replica.parameters()] for replica in self._replicas]  # to look for them takes as long as a sum
         self._dense = [_dense_layers(replica) for replica in self._replicas]
         self._squares = torch.zeros(1)  # of the lengths of the gradient's shares
         self._products: list[Product | None] = []  # what `step` has to write of the gradient, by weight
         self._begun: list[tuple[Tensor, Future[Metrics]]] = []  # parts of the next batch
-        pairs = zip(network.parameters(), self.network.parameters(), strict=True)
+        pairs = zip(self._whole, self._weights[0], strict=True)
         copies = [(weight.detach(), own.detach()) for weight, own in pairs if own.dtype != weight.dtype]  # others are shared
         self._copies = [shares(tensors, self._sharers) for tensors in zip(*copies, strict=True)]
         self._gradients: list[Tensor] = []
@@ -101,7 +102,7 @@ class Shards:
         factor = (longest / (norm + 1e-6)).clamp(max=1) * scale
 
         def move(share: int, gradients: list[Tensor]) -> None:
-            for weight, gradient, product in zip(self._whole.parameters(), gradients, self._products, strict=True):
+            for weight, gradient, product in zip(self._whole, gradients, self._products, strict=True):
                 if product is not None:
                     product.write_scaled(_slice_of(weight, share, self._sharers), gradient, factor)
             rest = [gradient for gradient, product in zip(gradients, self._products, strict=True) if product is None]
@@ -132,7 +133,7 @@ class Shards:
             rest = [self._emptied(number, collect=len(parts) > 1) for number in range(begun, len(parts))]
             made = self._threads.run(work, rest, parts[begun:])
             results = [*(each.result() for _, each in self._begun), *made]
-            self._add_up(self._replicas[: len(parts)])
+            self._add_up(len(parts))
         finally:
             self.forget()
         return {name: torch.stack([metrics[name] for metrics in results]).sum() for name in results[0]}
@@ -162,25 +163,25 @@ class Shards:
 
     def _emptied(self, number: int, *, collect: bool) -> nn.Module:
         """A replica without a gradient; its dense layers `collect` factors, or none."""
-        replica = self._replicas[number]
-        replica.zero_grad(set_to_none=True)
+        for weight in self._weights[number]:
+            weight.grad = None
         for layer in self._dense[number]:
             if layer is not None:
                 layer.factors = [] if collect else None
-        return replica
+        return self._replicas[number]
 
-    def _add_up(self, replicas: list[nn.Module]) -> None:
-        """Sum up the replicas' gradients in the whole network, whose own they are where it is the first replica.
+    def _add_up(self, parts: int) -> None:
+        """Sum up the first replicas' gradients in the whole network, whose own they are where it is the first of them.
 
         Of a dense layer that has seen few samples only the length: `step` writes it, already shortened.
         """
-        own, count = self.network is self._whole, self._sharers
-        products = [_product(copies) for copies in zip(*self._dense[: len(replicas)], strict=True)]
-        for weight, product in zip(self._whole.parameters(), products, strict=True):
+        own, count = self._weights[0][0] is self._whole[0], self._sharers
+        products = [_product(copies) for copies in zip(*self._dense[:parts], strict=True)]
+        for weight, product in zip(self._whole, products, strict=True):
             if weight.grad is None and (product is not None or not own):
                 weight.grad = torch.empty_like(weight)
         sums = self._shared_gradients()
-        terms = list(zip(*(replica.parameters() for replica in replicas), strict=True))
+        terms = list(zip(*self._weights[:parts], strict=True))
         self._products = [product if product is not None and product.few else None for product in products]
 
         def add(share: int) -> Tensor:
@@ -199,7 +200,7 @@ class Shards:
                     torch._foreach_copy_(given, first)
                 for other in others:
                     torch._foreach_add_(given, other)
-            return nn.utils.get_total_norm(made) ** 2
+            return torch.stack(torch._foreach_norm(made)).square().sum()
 
         large = any(len(rows) for rows, product in zip(sums[-1], self._products, strict=True) if product is None)
         squares = self._threads.run(add, range(count if large else 1))
@@ -210,7 +211,7 @@ class Shards:
 
         Of the same gradients as the last time they are the same views: to make one takes as long as a sum of a few numbers.
         """
-        given = [*map(_gradient, self._whole.parameters())]
+        given = [*map(_gradient, self._whole)]
         if [*map(id, given)] != [*map(id, self._gradients)]:
             self._gradients, self._rows = given, shares(given, self._sharers)
         return self._rows
@@ -297,8 +298,9 @@ def _share_of(moment: Tensor, share: int, count: int, rows: Tensor) -> Tensor:
 
 
 def _rows(tensor: Tensor, share: int, count: int) -> Tensor:
-    """One of `count` shares of a tensor's rows."""
-    return tensor[_slice_of(tensor, share, count)]
+    """One of `count` shares of a tensor's rows; the tensor itself where that is all of them."""
+    rows = _slice_of(tensor, share, count)
+    return tensor if rows == slice(0, len(tensor)) else tensor[rows]
 
 
 def shares(tensors: Iterable[Tensor], count: int) -> list[list[Tensor]]:

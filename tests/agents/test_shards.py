@@ -11,7 +11,7 @@ from agents.dense import Dense
 from agents.networks import MLP, ActorCritic
 from agents.on_policy import masked_mean
 from agents.rmsprop import RMSprop
-from agents.shards import SMALLEST, Shards, SharedOptimizer, Threads
+from agents.shards import SMALLEST, Shards, SharedOptimizer, Threads, set_learning_rate
 from tests.agents.driving import build, configure, describe, draw_tape, inputs_of, play_tape, sgd, step_along
 
 COUNT = 3 * SMALLEST + 7  # enough for three parts, and not an even split
@@ -140,6 +140,18 @@ def test_a_shared_step_is_torchs_own(torchs, ours, count):
     step(other, SharedOptimizer(ours, other, Threads(count)), 3)
     torch.testing.assert_close(flat(other), flat(one), atol=1e-7, rtol=0)
     assert not torch.allclose(flat(one), flat(make_critic()), atol=1e-3)
+
+
+@pytest.mark.parametrize(("torchs", "ours"), OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_a_changed_step_size_is_taken(torchs, ours):
+    one, other = make_critic(), make_critic()
+    optimizers = torchs(list(one.parameters())), SharedOptimizer(ours, other, Threads(2))
+    for rate in (0.01, 0.001):
+        set_learning_rate(optimizers[1], rate)
+        optimizers[0].param_groups[0]["lr"] = rate
+        step(one, optimizers[0], 2)
+        step(other, optimizers[1], 2)
+    torch.testing.assert_close(flat(other), flat(one), atol=1e-7, rtol=0)
 
 
 @pytest.mark.usefixtures("_how")
