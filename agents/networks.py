@@ -410,8 +410,8 @@ def _places_by_numpy(stacks: Tensor) -> Tensor:
     """(B, depth, C, H, W) bytes -> (B, H // 4, W // 4, depth, C, 4) numbers of four, in a third of torch's time."""
     numbers = _cut(stacks.numpy()).view(np.int32)
     order = _order(*numbers.shape[1:])
-    places = np.take(numbers.reshape(len(numbers), -1), order.ravel(), axis=1, mode="clip")  # which does not look at each place
-    return torch.from_numpy(places.reshape(-1, *order.shape))
+    places = np.take(numbers.reshape(len(numbers), order.size), order.ravel(), axis=1, mode="clip")  # sooner than to raise
+    return torch.from_numpy(places.reshape(len(numbers), *order.shape))
 
 
 @functools.cache

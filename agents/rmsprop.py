@@ -28,7 +28,7 @@ class RMSprop(Adam):
                 self.state[weight] = _moments(torch.zeros_like(weight))
 
     def _means(self, moments: list[dict[str, Any]], gradients: list[Tensor]) -> list[Tensor]:
-        """The gradients themselves, which are then read and written once."""
+        """The gradients: with a beta of 0 they are Adam's means, and one place in memory does for both."""
         return gradients
 
     def state_dict(self) -> dict[str, Any]:

@@ -171,7 +171,7 @@ class Shards:
         return self._replicas[number]
 
     def _add_up(self, parts: int) -> None:
-        """Sum up the first replicas' gradients in the whole network, whose own they are where it is the first of them.
+        """Sum up the first replicas' gradients in the whole network, which is itself the first replica in float32.
 
         Of a dense layer that has seen few samples only the length: `step` writes it, already shortened.
         """
@@ -200,7 +200,7 @@ class Shards:
                     torch._foreach_copy_(given, first)
                 for other in others:
                     torch._foreach_add_(given, other)
-            return torch.stack(torch._foreach_norm(made)).square().sum()
+            return torch.stack(torch._foreach_norm(made)).square().sum() if made else torch.zeros(())
 
         large = any(len(rows) for rows, product in zip(sums[-1], self._products, strict=True) if product is None)
         squares = self._threads.run(add, range(count if large else 1))

@@ -28,7 +28,9 @@ class Options:
     trees: tyro.conf.Positional[tuple[Path, Path]]
     """Before and after."""
     algorithms: tuple[str, ...] = ("ppo", "a2c", "dqn")
-    """Which to train, with their presets but for 8 games."""
+    """Which to train, with their presets but for the number of games."""
+    num_envs: int = 8
+    """Games side by side."""
     env: str = "BerzerkNoFrameskip-v0"
     """What to play."""
     precision: Literal["fp32", "bf16", "auto"] = "auto"
@@ -53,12 +55,12 @@ def train(tree: Path, algorithm: str, options: Options, pipe: Connection) -> Non
     from training.start import build_agent, open_envs, plan_of
 
     changes: dict[str, Any] = {"start_frames": 4_000, "capacity": 100_000} if algorithm == "dqn" else {}
-    settings = dataclasses.replace(preset(algorithm, options.env), num_envs=8, **changes)
+    settings = dataclasses.replace(preset(algorithm, options.env), num_envs=options.num_envs, **changes)
     config = RunConfig(options.env, settings, device="cpu", precision=options.precision)
     plan = plan_of(config)
     with open_envs(config, plan) as envs:
         agent = build_agent(algorithm, config, plan, envs.description)
-        envs.reset([[seed] for seed in game_seeds(0, 1, range(8))])
+        envs.reset([[seed] for seed in game_seeds(0, 1, range(options.num_envs))])
         updates = (None for turn in Turns(envs, agent, Clock()) if turn.metrics is not None)
         while not agent.updates:
             next(updates)

@@ -299,6 +299,7 @@ class Bench:
             steps, updates = agent.steps, agent.updates
             while agent.updates == updates:
                 next(loop)
+            assert not envs.lost_games, "a worker died, and was started anew"
             return int(agent.steps - steps)
 
         train()

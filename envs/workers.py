@@ -38,7 +38,7 @@ from envs.shared_memory import CLONE, FAILED, RESET, RESTORE, Channel, SharedMem
 HANG_SECONDS = 120.0  # without a reply, after which a worker counts as hanging
 OPENING = 5  # times as long for each slot, where games open: a level of DeepMind Lab compiled for 71 s on an idle machine
 _BINDS = hasattr(os, "sched_setaffinity")  # whether the system lets a thread choose its cores
-_MANY = 4  # games that a worker plays in a turn, which then takes longer than the caller's
+_MANY = 4  # games that a worker plays in a turn, which from there on takes longer than the caller's, as a rule
 _LONG_TURN = 1.0  # seconds, for which it is worth while to wait on a certain core
 _Answer = TypeVar("_Answer")
 MOST_RESTARTS = 3  # of one worker, without a step in between
@@ -78,8 +78,8 @@ class WorkerEnvs:
             options: The user's changes to the id's protocol.
             num_groups: Groups of slots that take turns.
             num_workers: Processes; one a core where not given.
-            share_cores: The caller computes between steps, on cores that workers play on. Where they are as many as the cores
-                and play for longer than it computes, each keeps one, and it waits for the last of them on that of the first.
+            share_cores: The caller computes between steps, on the workers' cores. With a worker for each core, several groups
+                and many games, each worker keeps a core, and the caller waits on that of the worker that is done first.
             record: Slots whose emulator frames are kept for `last_frames`.
             restart: Start a worker anew when it dies or hangs; its games are lost. Without it that is a `WorkerError`.
             hang_seconds: How long a worker may take for a step; one that opens games has `OPENING` times as long for each slot.
@@ -106,7 +106,7 @@ class WorkerEnvs:
         try:
             shares = shares_of(self.groups, num_workers or usable_cores())
             busy = num_groups > 1 and size >= _MANY * len(shares)
-            self._shares_cores = share_cores and _BINDS and busy and len(shares) >= usable_cores() > 1
+            self._shares_cores = share_cores and _BINDS and busy and len(shares) == usable_cores() > 1
             cores = _cores_to_keep(env_id, all_of_them=self._shares_cores)
             for slots in shares:
                 order = {
@@ -198,8 +198,8 @@ class WorkerEnvs:
         if not done or len(done) == len(self._workers):
             return
         usable = os.sched_getaffinity(0)
-        _keep_to(usable & {done[0].core})
         try:
+            _keep_to(usable & {done[0].core})
             for worker in self._workers:
                 _answering([worker], _LONG_TURN)
         finally:
@@ -531,4 +531,4 @@ def _keep_to(cores: Iterable[int]) -> None:
 
 def usable_cores() -> int:
     """CPU cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if _BINDS else os.cpu_count() or 1
