@@ -28,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from envs import registry
 from envs.contract import InputError, game_seeds
-from envs.workers import WorkerEnvs, usable_cores
+from envs.cores import usable_cores
+from envs.workers import WorkerEnvs
 
 _all_ready: Any = None  # in a process of the bare library: the barrier at which it waits for the others
 

@@ -50,7 +50,8 @@ from agents.shards import Threads
 from agents.torch_setup import pick_device
 from envs import atari
 from envs.contract import game_seeds
-from envs.workers import WorkerEnvs, usable_cores
+from envs.cores import usable_cores
+from envs.workers import WorkerEnvs
 from training.config import Plan, RunConfig
 from training.loop import Turns
 from training.metrics import Clock

@@ -11,6 +11,7 @@ from typing import Any
 
 from envs import registry
 from envs.contract import CloneableGame, Game, GameLost, InputError, Outcome, ProtocolOptions
+from envs.cores import keep_to
 from envs.shared_memory import CLONE, FAILED, RESET, RESTORE, Channel, SharedMemory, description_from, with_tuples
 
 
@@ -21,8 +22,7 @@ class Worker:
         """Make the games of the order that comes first, say what they are, and map the memory."""
         order = channel.read_message()
         if order["core"] is not None:
-            with contextlib.suppress(OSError):  # the core may be out of reach by now; it is only faster there
-                os.sched_setaffinity(0, {order["core"]})  # before the games: their engines inherit it
+            keep_to({order["core"]})  # before the games: their engines inherit it
         options = ProtocolOptions(**with_tuples(order["options"]))
         self._channel = channel
         self._slots: list[list[int]] = order["slots"]

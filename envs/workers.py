@@ -32,12 +32,12 @@ from numpy.typing import NDArray
 
 from envs import registry
 from envs.contract import GameDescription, GameLost, InputError, ProtocolOptions, TimeStep
+from envs.cores import BINDS, cores_in_turn, keep_to, usable_cores
 from envs.history import History
 from envs.shared_memory import CLONE, FAILED, RESET, RESTORE, Channel, SharedMemory, anonymous_file, description_from
 
 HANG_SECONDS = 120.0  # without a reply, after which a worker counts as hanging
 OPENING = 5  # times as long for each slot, where games open: a level of DeepMind Lab compiled for 71 s on an idle machine
-_BINDS = hasattr(os, "sched_setaffinity")  # whether the system lets a thread choose its cores
 _MANY = 4  # games that a worker plays in a turn, which from there on takes longer than the caller's, as a rule
 _LONG_TURN = 1.0  # seconds, for which it is worth while to wait on a certain core
 _Answer = TypeVar("_Answer")
@@ -106,7 +106,7 @@ class WorkerEnvs:
         try:
             shares = shares_of(self.groups, num_workers or usable_cores())
             busy = num_groups > 1 and size >= _MANY * len(shares)
-            self._shares_cores = share_cores and _BINDS and busy and len(shares) == usable_cores() > 1
+            self._shares_cores = share_cores and BINDS and busy and len(shares) == usable_cores() > 1
             cores = _cores_to_keep(env_id, all_of_them=self._shares_cores)
             for slots in shares:
                 order = {
@@ -199,11 +199,11 @@ class WorkerEnvs:
             return
         usable = os.sched_getaffinity(0)
         try:
-            _keep_to(usable & {done[0].core})
+            keep_to(usable & {done[0].core})
             for worker in self._workers:
                 _answering([worker], _LONG_TURN)
         finally:
-            _keep_to(usable)  # before anything is started that would be bound with it
+            keep_to(usable)  # before anything is started that would be bound with it
 
     def _insist(self, worker: "_WorkerProcess", ask: Callable[["_WorkerProcess"], _Answer]) -> _Answer:
         """Ask a worker for something; where it is lost, and that is wanted, ask the one that takes its place."""
@@ -504,14 +504,10 @@ def shares_of(groups: Sequence[slice], num_workers: int) -> list[list[list[int]]
 def _cores_to_keep(env_id: str, *, all_of_them: bool) -> Iterator[int | None]:
     """The core of each worker, by turns; None leaves it to the system.
 
-    A game and its engine hand over to each other many times a step: on one core that takes half as long as on two. Trainers
-    side by side usually begin with different cores.
+    A game and its engine hand over to each other many times a step: on one core that takes half as long as on two.
     """
-    if not (_BINDS and (all_of_them or registry.game_class(env_id).own_engine)):
-        return itertools.repeat(None)
-    cores = sorted(os.sched_getaffinity(0))
-    first = os.getpid() % len(cores)
-    return itertools.cycle(cores[first:] + cores[:first])
+    keeps = BINDS and (all_of_them or registry.game_class(env_id).own_engine)
+    return itertools.cycle(cores_in_turn()) if keeps else itertools.repeat(None)
 
 
 def _answering(workers: Sequence[_WorkerProcess], seconds: float) -> list[_WorkerProcess]:
@@ -521,14 +517,3 @@ def _answering(workers: Sequence[_WorkerProcess], seconds: float) -> list[_Worke
         poll.register(worker.fileno(), select.POLLIN)
     ready = {descriptor for descriptor, _ in poll.poll(seconds * 1000)}
     return [worker for worker in workers if worker.fileno() in ready]
-
-
-def _keep_to(cores: Iterable[int]) -> None:
-    """Let the calling thread run on these alone."""
-    with contextlib.suppress(OSError):  # they may be out of reach by now; it is only faster there
-        os.sched_setaffinity(0, cores)
-
-
-def usable_cores() -> int:
-    """CPU cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if _BINDS else os.cpu_count() or 1

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from envs.workers import usable_cores
+from envs.cores import usable_cores
 
 ROOT = Path(__file__).parent.parent
 COPIED = (

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from agents.replay import Replay
 from envs.contract import InputError
-from envs.workers import usable_cores
+from envs.cores import usable_cores
 from training import checkpoint
 from training.checkpoint import write_whole
 from training.disk import Disk

@@ -18,7 +18,8 @@ from agents.agent import Agent, Setting
 from agents.torch_setup import keep_freed_memory, pick_device, pick_precision
 from envs import registry
 from envs.contract import GameDescription, InputError, game_seeds
-from envs.workers import WorkerEnvs, usable_cores
+from envs.cores import usable_cores
+from envs.workers import WorkerEnvs
 from training import checkpoint, replay_files
 from training.command_line import next_command
 from training.config import Plan, RunConfig, load_config, make_plan, save_config

@@ -404,7 +404,7 @@ def test_a_trainer_that_shares_the_workers_cores_waits_on_that_of_one_that_is_do
             envs.send(np.zeros(8, int), 0)
             trainer = threading.Thread(target=envs.recv, args=(0,), daemon=True)
             trainer.start()
-            assert soon(lambda: os.sched_getaffinity(trainer.native_id) == core)  # noqa: B023
+            assert soon(lambda thread=trainer.native_id, core=core: os.sched_getaffinity(thread) == core)
             os.kill(late._process.pid, signal.SIGCONT)
             trainer.join()
         os.kill(late._process.pid, signal.SIGSTOP)

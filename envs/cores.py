@@ -1,0 +1,26 @@
+"""Which CPU cores processes and threads run on; a system that does not let them choose, such as macOS, decides for itself."""
+
+import contextlib
+import os
+from collections.abc import Iterable
+
+BINDS = hasattr(os, "sched_setaffinity")
+"""Whether the system lets a thread choose its cores."""
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if BINDS else os.cpu_count() or 1
+
+
+def cores_in_turn() -> list[int]:
+    """Those cores, from which workers take one each by turns; trainers side by side usually begin with different ones."""
+    cores = sorted(os.sched_getaffinity(0))
+    first = os.getpid() % len(cores)
+    return cores[first:] + cores[:first]
+
+
+def keep_to(cores: Iterable[int]) -> None:
+    """Let the calling thread run on these alone."""
+    with contextlib.suppress(OSError):  # they may be out of reach by now; it is only faster there
+        os.sched_setaffinity(0, cores)
