@@ -42,8 +42,10 @@ _MANY = 4  # games that a worker plays in a turn, which from there on takes long
 _LONG_TURN = 1.0  # seconds, for which it is worth while to wait on a certain core
 _Answer = TypeVar("_Answer")
 MOST_RESTARTS = 3  # of one worker, without a step in between
-# A worker computes on one core, where Mesa draws for it too, and opens no window.
-_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0", "SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy"}
+# A worker computes on one core, where Mesa draws for it too, opens no window, and makes no sound: to look for a sound server is
+# enough for JACK's library to leave a folder in shared memory.
+_SILENT = {"SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy", "ALSOFT_DRIVERS": "null"}
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0", **_SILENT}
 
 
 class WorkerError(RuntimeError):

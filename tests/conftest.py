@@ -1,6 +1,10 @@
 """The order of test files, and the length of those that can be made longer."""
 
+import os
+
 import pytest
+
+os.environ.setdefault("ALSOFT_DRIVERS", "null")  # games that tests play themselves make no sound, as in a worker
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -36,6 +36,18 @@ def reference(env_id: str, **settings: object) -> gymnasium.Env:
     return gymnasium.make(env_id, frame_skip=4, max_buttons_pressed=1, screen_resolution=resolution, **settings)
 
 
+def test_no_sound_server_is_looked_for(monkeypatch):
+    """JACK's library would leave a folder in shared memory."""
+    left = Path(f"/dev/shm/jack_db-{os.getuid()}")
+    if left.exists():
+        pytest.skip(f"{left} is there already")
+    monkeypatch.delenv("ALSOFT_DRIVERS", raising=False)
+    with WorkerEnvs(BASIC, 1) as envs:
+        envs.reset([[0]])
+        envs.recv(0)
+    assert not left.exists()
+
+
 @pytest.mark.parametrize("recording", [False, True])
 @pytest.mark.parametrize("env_id", [BASIC, HEALTH, HOME, DEFEND])
 def test_equals_the_wrapper(env_id, recording, tmp_path, monkeypatch):
