@@ -19,16 +19,19 @@ ready: what stacking, storing, sampling, counting and waiting cost is the distan
 Everything of a case is open at once, and within a round its parts take turns, a tenth of their time each, in whole updates
 where they learn. So a machine that is fast in one second and slow in the next is so for all of them alike. The cases take turns
 round by round; a ratio is the median over the rounds. Only ratios mean anything: the machine may be busy with something else.
-stable-baselines3 has a process of its own, in which this project sets nothing.
+Each round of a case has a process of its own, since some are slower than others as long as they live (`docs/log.md`), and
+stable-baselines3 another one, in which this project sets nothing.
 """
 
 import dataclasses
 import json
+import multiprocessing
 import platform
 import re
 import statistics
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -406,13 +409,14 @@ def main() -> None:
     out = options.out or RESULTS / f"throughput-{name}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     rounds: dict[str, list[dict[str, float]]] = {}
-    for number in range(options.rounds):
-        for name, bench in benches.items():
-            rounds.setdefault(name, []).append(bench.measure())
-            shown = ", ".join(f"{what} {value:,.0f}" for what, value in rounds[name][-1].items())
-            print(f"round {number + 1}, {name}: {shown}", flush=True)
-            if options.out:
-                write(out, title, rounds)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        for number in range(options.rounds):
+            for name, bench in benches.items():
+                rounds.setdefault(name, []).append(pool.submit(bench.measure).result())
+                shown = ", ".join(f"{what} {value:,.0f}" for what, value in rounds[name][-1].items())
+                print(f"round {number + 1}, {name}: {shown}", flush=True)
+                if options.out:
+                    write(out, title, rounds)
     write(out, title, rounds)
     summaries = {name: summary(found) for name, found in rounds.items()}
     print(f"\n{title}, medians of {options.rounds} rounds, steps or samples a second\n\n{table(summaries)}")
