@@ -96,7 +96,7 @@ def compare(algorithm: str, options: Options) -> list[tuple[float, float]]:
     counted, rounds = list(zip(_STARTS, pipes[1:], strict=True)), []
     for number in range(options.rounds + 1):
         rates: tuple[list[float], list[float]] = ([], [])
-        for tree, pipe in counted[number % len(counted) :] + counted[: number % len(counted)]:  # each has every turn
+        for tree, pipe in counted[number % len(counted) :] + counted[: number % len(counted)]:  # another begins
             pipe.send(True)
             rates[tree].append(pipe.recv())
         rounds.append((statistics.mean(rates[0]), statistics.mean(rates[1])))

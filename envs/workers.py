@@ -44,8 +44,8 @@ _Answer = TypeVar("_Answer")
 MOST_RESTARTS = 3  # of one worker, without a step in between
 # A worker computes on one core, where Mesa draws for it too, opens no window, and makes no sound: to look for a sound server is
 # enough for JACK's library to leave a folder in shared memory.
-_SILENT = {"SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy", "ALSOFT_DRIVERS": "null"}
-_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0", **_SILENT}
+_HEADLESS = {"SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy", "ALSOFT_DRIVERS": "null"}
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0", **_HEADLESS}
 
 
 class WorkerError(RuntimeError):
