@@ -14,46 +14,27 @@ A worker that dies or hangs is started anew with other seeds, where that is want
     is_first:     T     F     F                        T     F      so the step between o2 and o0' has no weight in any loss
 """
 
-import contextlib
 import itertools
 import os
 import select
-import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from envs import registry
-from envs.contract import GameDescription, GameLost, InputError, ProtocolOptions, TimeStep
+from envs.contract import GameDescription, InputError, ProtocolOptions, TimeStep
 from envs.cores import BINDS, cores_in_turn, keep_to, usable_cores
 from envs.history import History
-from envs.shared_memory import CLONE, FAILED, RESET, RESTORE, Channel, SharedMemory, anonymous_file, description_from
+from envs.shared_memory import RESET, RESTORE, SharedMemory, anonymous_file
+from envs.worker_handle import HANG_SECONDS, WorkerError, WorkerHandle, WorkerLostError
 
-HANG_SECONDS = 120.0  # without a reply, after which a worker counts as hanging
-OPENING = 5  # times as long for each slot, where games open: a level of DeepMind Lab compiled for 71 s on an idle machine
 _MANY = 4  # games that a worker plays in a turn, which from there on takes longer than the caller's, as a rule
 _LONG_TURN = 1.0  # seconds, for which it is worth while to wait on a certain core
-_Answer = TypeVar("_Answer")
 MOST_RESTARTS = 3  # of one worker, without a step in between
-# A worker computes on one core, where Mesa draws for it too, opens no window, and makes no sound: to look for a sound server is
-# enough for JACK's library to leave a folder in shared memory.
-_HEADLESS = {"SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy", "ALSOFT_DRIVERS": "null"}
-_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0", **_HEADLESS}
-
-
-class WorkerError(RuntimeError):
-    """A worker process died or its game raised."""
-
-
-class WorkerLostError(WorkerError):
-    """A worker process died or hangs: starting it anew may help."""
+_Answer = TypeVar("_Answer")
 
 
 class WorkerEnvs:
@@ -100,7 +81,7 @@ class WorkerEnvs:
         self.lost_games = 0
         self.strays: list[int] = []
         self._restart, self._recorded = restart, {slot: row for row, slot in enumerate(record)}
-        self._workers: list[_WorkerProcess] = []
+        self._workers: list[WorkerHandle] = []
         self._arrived: set[int] = set()  # groups whose step has come and was not yet handed out
         self._opened = np.zeros(num_envs, np.int64)  # games for which each slot has asked for a seed
         self._lost: dict[int, int] = {}  # slots that open another game at their next step: their worker was started anew
@@ -118,7 +99,7 @@ class WorkerEnvs:
                     "record": list(record),
                     "core": next(cores),
                 }
-                self._workers.append(_WorkerProcess(self._file.fileno(), slots, order, hang_seconds))
+                self._workers.append(WorkerHandle(self._file.fileno(), slots, order, hang_seconds))
             self.description = self._joint_description(env_id, [worker.describe() for worker in self._workers])
             self._memory = SharedMemory(self._file.fileno(), num_envs, self.description, list(record), create=True)
             self._steps = tuple(self._memory.step_of(group) for group in self.groups)
@@ -207,7 +188,7 @@ class WorkerEnvs:
         finally:
             keep_to(usable)  # before anything is started that would be bound with it
 
-    def _insist(self, worker: "_WorkerProcess", ask: Callable[["_WorkerProcess"], _Answer]) -> _Answer:
+    def _insist(self, worker: WorkerHandle, ask: Callable[[WorkerHandle], _Answer]) -> _Answer:
         """Ask a worker for something; where it is lost, and that is wanted, ask the one that takes its place."""
         restarts = 0
         while True:
@@ -224,7 +205,7 @@ class WorkerEnvs:
                 self.lost_games += 0 if restarts else sum(map(len, worker.slots))
                 restarts += 1
 
-    def _open_others(self, worker: "_WorkerProcess") -> None:
+    def _open_others(self, worker: WorkerHandle) -> None:
         """The games of a worker that is started anew are lost; others open, in the steps that are running or in the next."""
         for group, slots in enumerate(worker.slots):
             history, started = self._histories[group], group in worker.running
@@ -267,7 +248,7 @@ class WorkerEnvs:
         for worker in self._workers:
             worker.start_cloning()
         for worker in self._workers:
-            clones = self._insist(worker, _WorkerProcess.clones)
+            clones = self._insist(worker, WorkerHandle.clones)
             for group, slots in enumerate(worker.slots):
                 for slot in slots:
                     if slot not in self._lost and str(slot) in clones:
@@ -320,170 +301,6 @@ class WorkerEnvs:
         self.close()
 
 
-class _WorkerProcess(Channel):
-    """The trainer's end of one worker."""
-
-    def __init__(self, memory: int, slots: list[list[int]], order: dict[str, Any], hang_seconds: float) -> None:
-        self.slots = slots  # slots[group]
-        self.core: int | None = order["core"]
-        self._memory, self._order, self._hang_seconds = memory, order, hang_seconds
-        self.running: list[int] = []  # groups whose step was started and has not been received
-        self._opening: set[int] = set()  # groups whose running step opens games
-        self._cloning = False  # copies of its games were asked for and have not been received
-        self._launch()
-
-    def _launch(self) -> None:
-        memory = self._memory
-        commands, command_end = os.pipe()
-        reply_end, replies = os.pipe()
-        # What a worker leaves behind when it is killed goes with the folder.
-        self._folder = tempfile.TemporaryDirectory(prefix="playfield-", ignore_cleanup_errors=True)
-        folders = dict.fromkeys(("TMPDIR", "TEST_TMPDIR"), self._folder.name)
-        paths = [str(Path(__file__).parent.parent), *filter(None, sys.path)]
-        if any(":" in env_id for _, env_id in self._order["ids"]):  # modules of the user's own
-            paths.append(os.getcwd())  # else never: what lies here may be a stranger's
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "envs.worker_process", str(memory), str(commands), str(replies)],
-            pass_fds=(memory, commands, replies),
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, **_ENVIRONMENT, **folders, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))},
-            start_new_session=True,  # Ctrl-C is for the trainer, which ends its workers itself
-        )
-        os.close(commands)
-        os.close(replies)
-        super().__init__(reply_end, command_end)
-        self._poll = select.poll()
-        self._poll.register(reply_end, select.POLLIN)
-        self.write_message(self._order)
-
-    def describe(self) -> GameDescription:
-        """What it plays.
-
-        Raises:
-            InputError: nothing that can be played.
-        """
-        self._await(HANG_SECONDS * sum(map(len, self.slots)))  # each of its games may take long to make
-        return description_from(self.read_message())
-
-    def map_memory(self, num_envs: int, description: GameDescription) -> None:
-        """Let it write where the trainer reads."""
-        self.write_message({"num_envs": num_envs, "description": asdict(description)})
-
-    def start(self, group: int, *, opens: bool) -> None:
-        """Start a step; `opens`: some of its slots open a game, for which each of them has `OPENING` times as long."""
-        if opens:
-            self._opening.add(group)
-        self.running.append(group)
-        self.write(group)
-
-    def start_cloning(self) -> None:
-        """Ask for a copy of each of its games that can be copied."""
-        self._cloning = True
-        self.write(CLONE)
-
-    def clones(self) -> dict[str, Any]:
-        """Those copies, by slot.
-
-        Raises:
-            WorkerLostError: it died or hangs.
-        """
-        self._expect(CLONE, HANG_SECONDS)
-        clones: dict[str, Any] = self.read_message()["clones"]
-        self._cloning = False
-        return clones
-
-    def expect_restored(self) -> None:
-        """Wait until every slot is where it stood; each has as long as a step of a game that opens.
-
-        Raises:
-            WorkerError: the worker died or hangs, or its game raised.
-        """
-        for _ in itertools.chain(*self.slots):
-            self._expect(RESTORE, HANG_SECONDS * OPENING)
-
-    def start_anew(self, num_envs: int, description: GameDescription) -> None:
-        """End what is left of the process; another takes its slots, opens new games and does again what was asked for.
-
-        Raises:
-            WorkerLostError: it died as well.
-        """
-        self._kill()
-        self.close()
-        self._launch()
-        self.describe()
-        self.map_memory(num_envs, description)
-        self._opening.update(range(len(self.slots)))
-        self.write(RESET)
-        for group in self.running:
-            self.write(group)
-        if self._cloning:
-            self.write(CLONE)
-
-    def write(self, signal: int) -> None:
-        with contextlib.suppress(BrokenPipeError):  # a worker that is gone is reported by `expect`, with its last words
-            super().write(signal)
-
-    def write_message(self, message: Any) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            super().write_message(message)
-
-    def expect(self, group: int) -> None:
-        """Wait for the end of a step.
-
-        Raises:
-            WorkerError: its game raised.
-            WorkerLostError: the worker died or hangs.
-        """
-        self._expect(group, self._hang_seconds * (OPENING * len(self.slots[group]) if group in self._opening else 1))
-        self._opening.discard(group)
-        first = self.running.pop(0)
-        assert group == first, f"groups take turns: waited for {group} before {first}"
-
-    def _expect(self, signal: int, seconds: float) -> None:
-        self._await(seconds)
-        reply = self.read()
-        if reply is None or reply == FAILED:
-            self._fail(self.read_message() if reply == FAILED else {})
-        assert reply == signal, f"waited for {signal} and received {reply}"
-
-    def _await(self, seconds: float) -> None:
-        if not self._poll.poll(seconds * 1000):
-            raise WorkerLostError(f"a worker process has not answered for {seconds:g} seconds")
-
-    def read_message(self) -> Any:
-        self._await(HANG_SECONDS)  # a process that starts on a busy machine takes longer than a step
-        message = super().read_message()
-        if not message or "error" in message:
-            self._fail(message)
-        return message
-
-    def _fail(self, message: dict[str, str]) -> None:
-        if message.get("kind") == InputError.__name__:
-            raise InputError(message["error"])
-        if message.get("kind") == GameLost.__name__:
-            raise WorkerLostError(message["error"])
-        if not message:
-            raise WorkerLostError(f"a worker process ended on its own with exit status {self._process.wait()}")
-        error = WorkerError(message["error"])
-        error.add_note(f"In the worker:\n{message['traceback']}")
-        raise error
-
-    def wait(self) -> None:
-        """Wait for its end after `close`, at which it reads end-of-file and exits."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=2)
-        if self._process.returncode != 0:
-            self._kill()
-        self._folder.cleanup()
-
-    def _kill(self) -> None:
-        """End what is left of it and the engines of its games, processes of its group that outlive a worker that is killed."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        self._folder.cleanup()
-
-
 def _other_seed(seed: int, slot: int) -> int:
     """Of the game that follows a lost one: a function of the last seed, which is -1 for a game that had none, and the slot."""
     return int(np.random.SeedSequence((seed + 1, slot)).generate_state(1)[0] & 0x7FFFFFFF)
@@ -512,7 +329,7 @@ def _cores_to_keep(env_id: str, *, all_of_them: bool) -> Iterator[int | None]:
     return itertools.cycle(cores_in_turn()) if keeps else itertools.repeat(None)
 
 
-def _answering(workers: Sequence[_WorkerProcess], seconds: float) -> list[_WorkerProcess]:
+def _answering(workers: Sequence[WorkerHandle], seconds: float) -> list[WorkerHandle]:
     """Those that have answered, as soon as one has; none where none does for so long."""
     poll = select.poll()
     for worker in workers:

@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from agents.agent import BrokenOff
-from tests.envs.test_processes import alive, children
+from tests.envs.test_processes import alive, children, names_in_memory
 from tests.test_train import wait_for
 from train import main as train_main
 from training import checkpoint, metrics, start
@@ -281,11 +281,6 @@ def trainer() -> Iterator[Trainer]:
 
 def gone(pids: list[int]) -> bool:
     return not any(map(alive, pids))
-
-
-def names_in_memory() -> set[str]:
-    """What shared memory holds under a name, but for what other tests play meanwhile."""
-    return {path.name for path in Path("/dev/shm").glob("*") if not path.name.startswith("ViZDoom")}
 
 
 def inode(run_dir: Path) -> int:

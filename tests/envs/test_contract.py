@@ -10,7 +10,8 @@ import pytest
 
 from envs import registry
 from envs.contract import GameDescription, InputError, Outcome, ProtocolOptions, TimeStep, game_seeds
-from envs.workers import WorkerEnvs, WorkerError, shares_of
+from envs.worker_handle import WorkerError
+from envs.workers import WorkerEnvs, shares_of
 
 SQUARES = "tests.envs.own_games:Squares-v0"
 DOOM, WORLD, LAB = "VizdoomBasic-v1", "MiniWorld-OneRoomS6Fast-v0", "dmlab/lt_chasm"

@@ -215,6 +215,12 @@ def is_alive(pid: int) -> bool:
     return status.exists() and status.read_text().split()[2] != "Z"
 
 
+def memory_of(pids: list[int]) -> set[str]:
+    """The files of shared memory that they map; one that has lost its name says so."""
+    maps = [Path(f"/proc/{pid}/maps").read_text().splitlines() for pid in pids]
+    return {line[line.index("/dev/shm") :] for lines in maps for line in lines if "/dev/shm" in line}
+
+
 linux = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks for processes under /proc")
 
 
@@ -249,13 +255,14 @@ def test_a_game_and_its_engine_stay_on_one_core():
 @pytest.mark.parametrize("victim", ["engine", "worker"])
 def test_killed_processes_are_replaced_and_leave_nothing(victim):
     """The engine of a killed worker would live on, and with it the pipe that says that the worker is gone."""
-    shared = set(Path("/dev/shm").iterdir())
     with WorkerEnvs(BASIC, 2, num_workers=1, restart=True, hang_seconds=30) as envs:
         envs.reset([[1], [2]])
         envs.recv(0)
         worker = envs._workers[0]._process.pid
         engines = engines_of(worker)
-        assert len(engines) == 2 and set(Path("/dev/shm").iterdir()) <= shared
+        assert len(engines) == 2
+        memory = memory_of([worker, *engines])
+        assert len(memory) >= 2 and all(name.endswith(" (deleted)") for name in memory)
         os.kill(engines[0] if victim == "engine" else worker, signal.SIGKILL)
         for _ in range(4):
             envs.send(np.zeros(2, int), 0)
@@ -265,8 +272,8 @@ def test_killed_processes_are_replaced_and_leave_nothing(victim):
         assert step.is_first.all() and envs.lost_games == 2
         assert not any(map(is_alive, engines))
         engines = engines_of(envs._workers[0]._process.pid)
+        assert all(name.endswith(" (deleted)") for name in memory_of(engines))
     assert not any(map(is_alive, engines))
-    assert set(Path("/dev/shm").iterdir()) <= shared
 
 
 def test_nothing_is_printed_or_written(tmp_path):

@@ -15,7 +15,8 @@ import pytest
 from envs import lab, lab_tasks, registry
 from envs.contract import VOCABULARY, GameLost, InputError, Outcome, ProtocolOptions
 from envs.lab import LabGame, LevelCache
-from envs.workers import WorkerEnvs, WorkerError
+from envs.worker_handle import WorkerError
+from envs.workers import WorkerEnvs
 from tests.envs.conftest import STAND_INS
 
 CHASM = "dmlab/lt_chasm"

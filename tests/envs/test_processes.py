@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from envs.contract import InputError
-from envs.workers import WorkerEnvs, WorkerError
+from envs.worker_handle import WorkerError
+from envs.workers import WorkerEnvs
 
 pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes through /proc"),
@@ -102,10 +103,15 @@ def soon(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
     return condition()
 
 
+def names_in_memory() -> set[str]:
+    """What shared memory holds under a name, but for what other tests play meanwhile."""
+    return {path.name for path in Path("/dev/shm").glob("*") if not path.name.startswith("ViZDoom")}
+
+
 @pytest.mark.parametrize(("env_id", "manner"), [("Bowling-v0", "playing"), (SQUARES, "waiting")])
 def test_nothing_is_left_of_a_killed_trainer(trainer, env_id, manner, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    before = set(os.listdir("/dev/shm"))
+    before = names_in_memory()
     process = trainer(env_id, manner)
     workers = children(process.pid)
     assert len(workers) == len(list(tmp_path.iterdir())) == 2
@@ -114,7 +120,7 @@ def test_nothing_is_left_of_a_killed_trainer(trainer, env_id, manner, tmp_path, 
     process.kill()
     process.wait()
     assert soon(lambda: not any(map(alive, workers)))
-    assert soon(lambda: set(os.listdir("/dev/shm")) <= before and not any(tmp_path.iterdir()))
+    assert soon(lambda: names_in_memory() <= before and not any(tmp_path.iterdir()))
     assert process.stderr and process.stderr.read() == ""
 
 
@@ -289,13 +295,13 @@ def test_so_may_bringing_a_game_to_where_it_stood(monkeypatch):
         envs.reset(seeds)
         state = envs.state_dict(clone=False)
     with WorkerEnvs("tests.envs.own_games:LongToOpen-v0", 2, num_workers=1) as envs:
-        monkeypatch.setattr("envs.workers.HANG_SECONDS", 1.0)
+        monkeypatch.setattr("envs.worker_handle.HANG_SECONDS", 1.0)
         envs.load_state_dict(state, seeds)
         assert envs.recv(0).is_first.all()
 
 
 def test_making_games_has_time_for_each_of_them(monkeypatch):
-    monkeypatch.setattr("envs.workers.HANG_SECONDS", 2.0)
+    monkeypatch.setattr("envs.worker_handle.HANG_SECONDS", 2.0)
     with WorkerEnvs("tests.envs.own_games:LongToMake-v0", 6, num_workers=1) as envs:
         assert len(envs.tasks) == 6
 
