@@ -11,6 +11,7 @@ was started first (`docs/log.md`). So each tree has four, behind one that does n
 tree is earlier than the other.
 """
 
+import contextlib
 import multiprocessing
 import os
 import statistics
@@ -49,7 +50,7 @@ class Options:
 
 def train(tree: Path, algorithm: str, options: Options, pipe: Connection) -> None:
     """In a process of its own: train for some seconds whenever told to, and answer with the steps a second."""
-    os.chdir(tree)  # workers import from here
+    os.chdir(tree)
     sys.path.insert(0, str(tree))
     import dataclasses
 
@@ -71,8 +72,10 @@ def train(tree: Path, algorithm: str, options: Options, pipe: Connection) -> Non
         while not agent.updates:
             next(updates)
         pipe.send("ready")
-        while pipe.recv():
-            pipe.send(_rate(agent, updates, options.seconds))
+        with contextlib.suppress(EOFError):  # the end
+            while True:
+                pipe.recv()
+                pipe.send(_rate(agent, updates, options.seconds))
 
 
 def _rate(agent: Any, updates: Iterator[None], seconds: float) -> float:
@@ -85,24 +88,28 @@ def _rate(agent: Any, updates: Iterator[None], seconds: float) -> float:
 def compare(algorithm: str, options: Options) -> list[tuple[float, float]]:
     """Mean steps a second of both trees in each round, after one that does not count."""
     context = multiprocessing.get_context("spawn")
-    pipes, processes = [], []
-    for tree in (0, *_STARTS):
-        ours, theirs = context.Pipe()
-        processes.append(context.Process(target=train, args=(options.trees[tree].absolute(), algorithm, options, theirs)))
-        processes[-1].start()
-        theirs.close()  # so that its end is seen
-        ours.recv()
-        pipes.append(ours)
-    counted, rounds = list(zip(_STARTS, pipes[1:], strict=True)), []
-    for number in range(options.rounds + 1):
-        rates: tuple[list[float], list[float]] = ([], [])
-        for tree, pipe in counted[number % len(counted) :] + counted[: number % len(counted)]:  # another begins
-            pipe.send(True)
-            rates[tree].append(pipe.recv())
-        rounds.append((statistics.mean(rates[0]), statistics.mean(rates[1])))
-    for pipe, process in zip(pipes, processes, strict=True):
-        pipe.send(False)
-        process.join()
+    pipes: list[Connection] = []
+    processes, rounds = [], []
+    try:
+        for tree in (0, *_STARTS):
+            ours, theirs = context.Pipe()
+            pipes.append(ours)
+            processes.append(context.Process(target=train, args=(options.trees[tree].absolute(), algorithm, options, theirs)))
+            processes[-1].start()
+            theirs.close()  # so that its end is seen
+            ours.recv()
+        counted = list(zip(_STARTS, pipes[1:], strict=True))
+        for number in range(options.rounds + 1):
+            rates: tuple[list[float], list[float]] = ([], [])
+            for tree, pipe in counted[number % len(counted) :] + counted[: number % len(counted)]:  # another begins
+                pipe.send("go on")
+                rates[tree].append(pipe.recv())
+            rounds.append((statistics.mean(rates[0]), statistics.mean(rates[1])))
+    finally:
+        for pipe in pipes:
+            pipe.close()
+        for process in processes:
+            process.join()
     return rounds[1:]
 
 

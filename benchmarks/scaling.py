@@ -7,6 +7,7 @@ games open from round to round and stands still while another is measured. These
 ROM a second time. Memory is the resident memory (RSS) of trainer and workers; pages that they share are counted in each.
 """
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -78,28 +79,30 @@ def cores(options: Scaling) -> Rounds:
 def own_processes(cases: dict[str, tuple[Case, Collection[int]]], options: Scaling) -> Rounds:
     """What cases measure, each in a process of its own on some cores."""
     context, every = multiprocessing.get_context("spawn"), os.sched_getaffinity(0)
-    pipes, processes = {}, []
-    for size, (case, bound) in cases.items():
-        pipes[size], theirs = context.Pipe()
-        processes.append(context.Process(target=serve, args=(case, options.seconds, theirs)))
-        os.sched_setaffinity(0, bound)  # which all threads of the process and its workers inherit
-        processes[-1].start()
-        theirs.close()  # so that its end is seen
-    os.sched_setaffinity(0, every)
-    for pipe in pipes.values():
-        pipe.recv()
+    pipes: dict[str, Connection] = {}
+    processes = []
 
     def ask(size: str) -> Figures:
-        pipes[size].send(True)
+        pipes[size].send("go on")
         figures: Figures = pipes[size].recv()
         return figures
 
-    rounds = by_turns(pipes, ask, options)
-    for pipe in pipes.values():
-        pipe.send(False)
-    for process in processes:
-        process.join()
-    return rounds
+    try:
+        for size, (case, bound) in cases.items():
+            pipes[size], theirs = context.Pipe()
+            processes.append(context.Process(target=serve, args=(case, options.seconds, theirs)))
+            os.sched_setaffinity(0, bound)  # which all threads of the process and its workers inherit
+            processes[-1].start()
+            theirs.close()  # so that its end is seen
+        os.sched_setaffinity(0, every)
+        for pipe in pipes.values():
+            pipe.recv()
+        return by_turns(pipes, ask, options)
+    finally:
+        for pipe in pipes.values():
+            pipe.close()
+        for process in processes:
+            process.join()
 
 
 def serve(case: Case, seconds: float, pipe: Connection) -> None:
@@ -109,10 +112,12 @@ def serve(case: Case, seconds: float, pipe: Connection) -> None:
         envs.reset([[]] * bench.num_envs)
         train, play = bench.trainer(envs, seconds), bench.player(envs, seconds)
         pipe.send("ready")
-        while pipe.recv():
-            training, playing = rate(train), rate(play)
-            figures = (playing, training, memory_with_workers() / 1e6, bench.plan.workers)
-            pipe.send(dict(zip(TABLES["games"][1], figures, strict=True)))
+        with contextlib.suppress(EOFError):  # the end
+            while True:
+                pipe.recv()
+                training, playing = rate(train), rate(play)
+                figures = (playing, training, memory_with_workers() / 1e6, bench.plan.workers)
+                pipe.send(dict(zip(TABLES["games"][1], figures, strict=True)))
 
 
 def memory_with_workers() -> int:
