@@ -1,4 +1,4 @@
-"""All that A2C and PPO share: act, fill a rollout, learn from it, begin the next. The one hook is `update`.
+"""All that A2C and PPO share: act, fill a rollout, learn from it, begin the next. Theirs are optimiser, loss and `update`.
 
     lag 0    play 0 ── learn 0 ── play 1 ── learn 1 ── play 2
     lag 1    play 0 ┬─ play 1 ──┬─ play 2 ──┬─ play 3           plays with a copy of the weights, taken where the lines meet

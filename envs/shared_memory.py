@@ -15,7 +15,7 @@ from envs.contract import GameDescription, GameProtocol, TimeStep
 # Command bytes; lower ones are group numbers.
 RESET = 255  # every slot opens a game at its next step
 CLONE = 253  # answer with a copy of every game that can be copied
-RESTORE = 252  # a message says from where each slot goes on; answer with the slot's group when it is there
+RESTORE = 252  # a message says from where each slot goes on; answer with RESTORE as soon as each is there
 _LENGTH = 8  # bytes before a message that say how long it is
 FAILED = 254  # reply byte: a message that says why follows
 

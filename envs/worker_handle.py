@@ -17,6 +17,7 @@ from envs.shared_memory import CLONE, FAILED, RESET, RESTORE, Channel, descripti
 
 HANG_SECONDS = 120.0  # without a reply, after which a worker counts as hanging
 OPENING = 5  # times as long for each slot, where games open: a level of DeepMind Lab compiled for 71 s on an idle machine
+_LONGEST = 2**31 - 1  # milliseconds, that a poll can wait
 # A worker computes on one core, where Mesa draws for it too, opens no window, and makes no sound: to look for a sound server is
 # enough for JACK's library to leave a folder in shared memory.
 _HEADLESS = {"SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy", "ALSOFT_DRIVERS": "null"}
@@ -168,7 +169,7 @@ class WorkerHandle(Channel):
         assert reply == signal, f"waited for {signal} and received {reply}"
 
     def _await(self, seconds: float) -> None:
-        if not self._poll.poll(seconds * 1000):
+        if not self._poll.poll(min(seconds * 1000, _LONGEST)):
             raise WorkerLostError(f"a worker process has not answered for {seconds:g} seconds")
 
     def read_message(self) -> Any:

@@ -18,37 +18,40 @@ from envs.shared_memory import CLONE, FAILED, RESET, RESTORE, Channel, SharedMem
 class Worker:
     """A worker process: plays its games when told to."""
 
-    def __init__(self, channel: Channel, memory_fd: int) -> None:
-        """Make the games of the order that comes first, say what they are, and map the memory."""
+    def __init__(self, channel: Channel) -> None:
+        """Make the games of the order that comes first, and say what they are."""
         order = channel.read_message()
         if order["core"] is not None:
             keep_to({order["core"]})  # before the games: their engines inherit it
         options = ProtocolOptions(**with_tuples(order["options"]))
         self._channel = channel
         self._slots: list[list[int]] = order["slots"]
+        self._record: list[int] = order["record"]
         self._games: dict[int, Game] = {}
+        self._clones = [slot for slot, env_id in order["ids"] if registry.clones(env_id)]
+        self._over: dict[int, bool] = {}
         for slot, env_id in order["ids"]:
             channel.check_other_side()  # hundreds of games take minutes, here and where they open
             self._games[slot] = registry.make_game(env_id, options)
         channel.write_message(asdict(next(iter(self._games.values())).description))
-        layout = channel.read_message()
-        self._memory = SharedMemory(
-            memory_fd, layout["num_envs"], description_from(layout["description"]), order["record"], create=False
-        )
-        self._rows = {slot: row for row, slot in enumerate(order["record"]) if slot in self._games}
+
+    def serve(self, memory_fd: int) -> None:
+        """Map the memory when its layout is known, and obey until the trainer is gone."""
+        layout = self._channel.read_message()
+        if not layout:
+            return
+        description = description_from(layout["description"])
+        self._memory = SharedMemory(memory_fd, layout["num_envs"], description, self._record, create=False)
+        self._rows = {slot: row for row, slot in enumerate(self._record) if slot in self._games}
         for slot in self._rows:
             self._games[slot].record()
-        self._clones = [slot for slot, env_id in order["ids"] if registry.clones(env_id)]
-        self._over: dict[int, bool] = {}
-
-    def serve(self) -> None:
-        """Obey until the trainer is gone."""
         while (command := self._channel.read()) is not None:
             if command == RESET:
                 self._over |= dict.fromkeys(self._games, True)
             elif command == CLONE:
+                clones = {slot: self._cloneable(slot).clone() for slot in self._clones}
                 self._channel.write(CLONE)
-                self._channel.write_message({"clones": {slot: self._cloneable(slot).clone() for slot in self._clones}})
+                self._channel.write_message({"clones": clones})
             elif command == RESTORE:
                 for slot, game in self._channel.read_message().items():
                     self._restore(int(slot), **game)
@@ -57,6 +60,12 @@ class Worker:
                 for slot in self._slots[command]:
                     self._play(slot)
                 self._channel.write(command)
+
+    def close(self) -> None:
+        """Close the games; one that fails in that is as far as it gets."""
+        for game in self._games.values():
+            with contextlib.suppress(Exception):
+                game.close()
 
     def _cloneable(self, slot: int) -> CloneableGame:
         game = self._games[slot]
@@ -119,12 +128,13 @@ def main() -> None:
 
 
 def _live(channel: Channel, memory: int) -> None:
-    told = False
-    with contextlib.suppress(BrokenPipeError):  # the trainer is gone, or wants no more of us
+    with contextlib.ExitStack() as end, contextlib.suppress(BrokenPipeError):  # the trainer is gone, or wants no more of us
+        told = False
         try:
-            worker = Worker(channel, memory)
+            worker = Worker(channel)
             told = True
-            worker.serve()
+            end.callback(worker.close)
+            worker.serve(memory)
         except BrokenPipeError:
             raise
         except Exception as error:

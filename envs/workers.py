@@ -92,13 +92,7 @@ class WorkerEnvs:
             self._shares_cores = share_cores and BINDS and busy and len(shares) == usable_cores() > 1
             cores = _cores_to_keep(env_id, all_of_them=self._shares_cores)
             for slots in shares:
-                order = {
-                    "slots": slots,
-                    "ids": [(slot, self.tasks[slot]) for group in slots for slot in group],
-                    "options": asdict(options or ProtocolOptions()),
-                    "record": list(record),
-                    "core": next(cores),
-                }
+                order = self._order(slots, options or ProtocolOptions(), record, next(cores))
                 self._workers.append(WorkerHandle(self._file.fileno(), slots, order, hang_seconds))
             self.description = self._joint_description(env_id, [worker.describe() for worker in self._workers])
             self._memory = SharedMemory(self._file.fileno(), num_envs, self.description, list(record), create=True)
@@ -108,6 +102,18 @@ class WorkerEnvs:
         except BaseException:
             self.close()
             raise
+
+    def _order(
+        self, slots: list[list[int]], options: ProtocolOptions, record: Sequence[int], core: int | None
+    ) -> dict[str, Any]:
+        """What a worker is told first."""
+        return {
+            "slots": slots,
+            "ids": [(slot, self.tasks[slot]) for group in slots for slot in group],
+            "options": asdict(options),
+            "record": list(record),
+            "core": core,
+        }
 
     def _joint_description(self, env_id: str, descriptions: list[GameDescription]) -> GameDescription:
         """That of any slot, under the id that was asked for; of several games the first stands for all."""
@@ -222,8 +228,7 @@ class WorkerEnvs:
 
     def state_dict(self, *, clone: bool) -> dict[str, Any]:
         """Where every game stands, as `envs.contract.Envs` says it."""
-        running = [group for group in range(len(self.groups)) if any(group in worker.running for worker in self._workers)]
-        for group in running:
+        for group in [*self._workers[0].running]:  # as in every worker: in the order in which they were started
             self._receive(group)
         if clone:
             self._clone()

@@ -21,6 +21,9 @@ import pytest
 import torch
 
 from agents.agent import BrokenOff
+from envs.contract import InputError
+from envs.shared_memory import RESTORE
+from envs.worker_handle import WorkerHandle
 from tests.envs.test_processes import alive, children, names_in_memory
 from tests.test_train import wait_for
 from train import main as train_main
@@ -116,6 +119,24 @@ def test_a_run_that_was_stopped_in_any_turn_ends_as_if_it_never_was(
     assert at == turns
     assert last_of(stopped) == last_of(reference)
     assert rows_of(stopped) == rows_of(reference)
+
+
+def test_a_worker_that_dies_while_a_run_resumes_is_no_fault_of_the_checkpoint(
+    whole: Callable[[str, str], tuple[Path, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference, _ = whole("ppo", "CartPole-v1")
+    shutil.copytree(reference, tmp_path / "run")
+    send = WorkerHandle.write
+
+    def kill_first(self: WorkerHandle, signal_byte: int) -> None:
+        if signal_byte == RESTORE:
+            self._process.kill()
+            self._process.wait()
+        send(self, signal_byte)
+
+    monkeypatch.setattr(WorkerHandle, "write", kill_first)
+    with pytest.raises(InputError, match="may be whole: a worker process ended on its own with exit status -9"):
+        start.old_run(tmp_path / "run")
 
 
 @pytest.mark.parametrize("env", [pytest.param("Bowling-ram-v0", marks=pytest.mark.slow), "CartPole-v1"])

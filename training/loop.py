@@ -17,6 +17,7 @@ import torch
 
 from agents.agent import Agent, BrokenOff, NonFiniteError
 from envs.contract import Envs, InputError, TimeStep
+from envs.worker_handle import WorkerLostError
 from training import checkpoint
 from training.command_line import next_command
 from training.disk import Disk
@@ -183,7 +184,8 @@ class Run:
         """Continue from a checkpoint, in place of `envs.reset(seeds)`.
 
         Raises:
-            InputError: it is not of an agent like this one: another version of the program had other networks, say.
+            InputError: it is not of an agent like this one: another version of the program had other networks, say; or a worker
+                died or hangs while its games were brought back to where they stood.
         """
         state = checkpoint.load(path)
         try:
@@ -194,6 +196,8 @@ class Run:
             self.envs.load_state_dict(state["envs"], seeds)
             self.turns.load_state_dict(state["turns"])
             self._metrics, self._next_checkpoint = check_state(state["metrics"]), int(state["next_checkpoint"])
+        except WorkerLostError as error:
+            raise InputError(f"{path} may be whole: {error}, while games were played up to where they stood") from error
         except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{path} does not fit this version; the run's config.json names its commit ({reason})") from error

@@ -127,6 +127,23 @@ class Lost(Squares):
         return super().step(action)
 
 
+class Kept(Squares):
+    """Leaves a file for as long as it is not closed."""
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        super().__init__(render_mode)
+        self.kept = Path(os.environ["KEPT"]) / f"{os.getpid()}-{id(self)}"
+        self.kept.touch()
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        if action == 7:
+            raise ValueError("seven")
+        return super().step(action)
+
+    def close(self) -> None:
+        self.kept.unlink()
+
+
 class Doomed(Squares):
     """Takes its process with it in every second step."""
 
@@ -194,6 +211,6 @@ class HugeReward(Numbers):
         return 1e30 if self.step_count == 40 else 1.0
 
 
-OWN = (Squares, Unseen, Failing, Refused, LongToOpen, LongToSeed, LongToMake, Stuck, Lost, Doomed, Unborn)
+OWN = (Squares, Unseen, Failing, Refused, LongToOpen, LongToSeed, LongToMake, Stuck, Lost, Kept, Doomed, Unborn)
 for kind in (*OWN, Numbers, Brief, NaNReward, InfiniteObservation, HugeReward):
     gymnasium.register(f"{kind.__name__}-v0", f"tests.envs.own_games:{kind.__name__}", disable_env_checker=True)

@@ -1,5 +1,6 @@
 """Processes: what is left when the trainer or a worker is killed, and what a process that plays holds and imports."""
 
+import contextlib
 import gc
 import os
 import signal
@@ -298,6 +299,26 @@ def test_so_may_bringing_a_game_to_where_it_stood(monkeypatch):
         monkeypatch.setattr("envs.worker_handle.HANG_SECONDS", 1.0)
         envs.load_state_dict(state, seeds)
         assert envs.recv(0).is_first.all()
+
+
+def test_a_step_may_take_longer_than_the_system_can_wait_in_one_go():
+    with WorkerEnvs(SQUARES, 1, hang_seconds=1e7) as envs:
+        envs.reset([[1]])
+        assert envs.recv(0).is_first.all()
+
+
+@pytest.mark.parametrize("action", [1, 2])
+def test_games_are_closed(action, tmp_path, monkeypatch):
+    """At the end, and where one of them fails."""
+    monkeypatch.setenv("KEPT", str(tmp_path))
+    with WorkerEnvs("tests.envs.own_games:Kept-v0", 3, num_workers=1) as envs:
+        envs.reset([[1], [2], [3]])
+        envs.recv(0)
+        envs.send(np.array([0, action, 1]), 0)
+        with pytest.raises(WorkerError, match="seven") if action == 2 else contextlib.nullcontext():
+            envs.recv(0)
+        assert action == 2 or len(list(tmp_path.iterdir())) == 3
+    assert not list(tmp_path.iterdir())
 
 
 def test_making_games_has_time_for_each_of_them(monkeypatch):

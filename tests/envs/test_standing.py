@@ -87,6 +87,33 @@ def test_games_go_on_where_they_stood(env_id):
         stopped.envs.close()
 
 
+def test_a_state_can_be_saved_behind_any_groups_turn():
+    """Steps that are under way come in the order in which they were started, which is not always that of the groups."""
+
+    def opened() -> WorkerEnvs:
+        return WorkerEnvs("CartPole-v1", 4, num_groups=4, num_workers=1)
+
+    def play(envs: WorkerEnvs, turn: int) -> TimeStep:
+        step = TimeStep(*(field.copy() for field in envs.recv(turn % 4)))
+        envs.send(np.array([turn // 4 % 2]), turn % 4)
+        return step
+
+    with opened() as envs:
+        envs.reset(seeds_of("CartPole-v1"))
+        whole = [play(envs, turn) for turn in range(60)]
+    with opened() as saved:
+        saved.reset(seeds_of("CartPole-v1"))
+        seen, states = [], []
+        for turn in range(40):
+            seen.append(play(saved, turn))
+            states.append(saved.state_dict(clone=False))
+    assert same(whole[:40], seen)
+    for turns in (37, 38, 39, 40):
+        with opened() as envs:
+            envs.load_state_dict(states[turns - 1], seeds_of("CartPole-v1"))
+            assert same(whole[turns:], [play(envs, turn) for turn in range(turns, 60)])
+
+
 @every_family
 def test_games_are_seeded_so_that_they_can_be_opened_again(env_id):
     first = next(training_seeds(3, 1, env_id))

@@ -1,0 +1,66 @@
+"""What a worker says when something fails in it, over its own pipes."""
+
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+
+from envs import registry, worker_process
+from envs.contract import GameLost, ProtocolOptions
+from envs.shared_memory import CLONE, FAILED, RESET, Channel, SharedMemory, anonymous_file, description_from
+
+BERZERK = "Berzerk-v0"  # a game that can be copied
+
+
+class Worker:
+    """One with a single game, in a thread of this process."""
+
+    def __init__(self) -> None:
+        commands, command_end = os.pipe()
+        reply_end, replies = os.pipe()
+        self.channel, self.memory = Channel(reply_end, command_end), anonymous_file()
+        self.end = Channel(commands, replies)
+        self.thread = threading.Thread(target=worker_process._live, args=(self.end, self.memory.fileno()))
+        self.thread.start()
+        options = asdict(ProtocolOptions())
+        self.channel.write_message({"slots": [[0]], "ids": [(0, BERZERK)], "options": options, "record": [0], "core": None})
+        description = self.channel.read_message()
+        SharedMemory(self.memory.fileno(), 1, description_from(description), [0], create=True)
+        self.channel.write_message({"num_envs": 1, "description": description})
+
+    def close(self) -> None:
+        self.channel.close()
+        self.thread.join()
+        self.end.close()
+        self.memory.close()
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Worker]:
+    """One whose game fails in a method."""
+
+    def fail(self: Any) -> None:
+        raise GameLost("its engine is gone")
+
+    monkeypatch.setattr(registry.game_class(BERZERK), request.param, fail)
+    worker = Worker()
+    yield worker
+    worker.close()
+
+
+@pytest.mark.parametrize("failing", ["record"], indirect=True)
+def test_what_fails_behind_the_description_is_no_step(failing):
+    failing.channel.write(RESET)
+    failing.channel.write(0)
+    assert failing.channel.read() == FAILED
+    assert failing.channel.read_message() == {"error": "its engine is gone", "kind": "GameLost"}
+
+
+@pytest.mark.parametrize("failing", ["clone"], indirect=True)
+def test_what_fails_in_a_copy_is_no_copy(failing):
+    failing.channel.write(CLONE)
+    assert failing.channel.read() == FAILED
+    assert failing.channel.read_message() == {"error": "its engine is gone", "kind": "GameLost"}
