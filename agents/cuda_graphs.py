@@ -58,11 +58,6 @@ class Graphed:
         torch.cuda.current_stream().wait_stream(stream)
         return results
 
-    def forget(self) -> None:
-        """Record anew: something that the function uses has moved in memory."""
-        self._calls.clear()
-        self._graphs.clear()
-
 
 class _Graph:
     """A recording, with memory of its own for what goes in and comes out."""

@@ -308,7 +308,6 @@ class DQN:
         self.target.load_state_dict(state["target"])
         self.shards.refresh()
         self.optimizer.load_state_dict(state["optimizer"])
-        self._graphed_step.forget()  # the optimiser's moments lie elsewhere now
         self.generator.set_state(state["generator"].cpu())
         self.rewards.load_state_dict(state["rewards"])
         counters = state["counters"]

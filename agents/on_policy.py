@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.activations import Activations, look
-from agents.adam import Adam
 from agents.agent import BrokenOff, NonFiniteError, Setting
 from agents.cuda_graphs import Graphed
 from agents.learner import Learner, Update, finished
@@ -31,7 +30,7 @@ from agents.normalize import Kind, RewardTransform
 from agents.player import NetworkPlayer
 from agents.rollout import Rollout, generalized_advantages
 from agents.schedules import linear
-from agents.shards import Shards, SharedOptimizer, Threads, Work, set_learning_rate
+from agents.shards import Optimizer, Shards, SharedOptimizer, Threads, Work
 from agents.storage import check_room
 from envs.contract import GameDescription, InputError, TimeStep
 
@@ -175,7 +174,7 @@ class OnPolicyAgent(ABC):
         self.replay = None
 
     @abstractmethod
-    def make_optimizer(self, weights: list[nn.Parameter]) -> Adam:
+    def make_optimizer(self, weights: list[nn.Parameter]) -> Optimizer:
         """The algorithm's optimiser over some weights."""
 
     @abstractmethod
@@ -278,7 +277,7 @@ class OnPolicyAgent(ABC):
         if not self._waits:
             self._rate = self.learning_rate
         self._waits = False
-        set_learning_rate(self.optimizer, self._rate)
+        self.optimizer.learning_rate = self._rate
         self.past.upload()
         self._running = self._learner.run(self._update)
 
@@ -382,7 +381,6 @@ class OnPolicyAgent(ABC):
         self.network.load_state_dict(state["weights"])
         self.shards.refresh()
         self.optimizer.load_state_dict(state["optimizer"])
-        self._graphed_step.forget()  # the optimiser's moments lie elsewhere now
         self.shuffler.set_state(state["generator"])
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,12 +14,11 @@ import copy
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from agents.adam import Adam
 from agents.dense import Dense, Product
 from agents.networks import lowered
 
@@ -217,80 +216,87 @@ class Shards:
         return self._rows
 
 
+class Optimizer(Protocol):
+    """Steps along gradients, each number for itself."""
+
+    lr: float | Tensor
+
+    @property
+    def moments(self) -> dict[str, list[Tensor]]:
+        """What it remembers of each weight, by name; it stays where it is in memory."""
+
+    def step_along(self, gradients: list[Tensor]) -> None:
+        """A step along a gradient for each weight."""
+
+
 class SharedOptimizer:
-    """An optimiser that works on each number for itself, its step shared between threads.
+    """An optimiser whose step is shared between threads.
 
     Its rows are views of the weights, which have to stay where they are in memory, and each of which has to have a gradient.
     """
 
-    def __init__(self, make: Callable[[list[nn.Parameter]], Adam], network: nn.Module, threads: Threads) -> None:
+    def __init__(self, make: Callable[[list[nn.Parameter]], Optimizer], network: nn.Module, threads: Threads) -> None:
         """`make` builds one over some parameters: it is called for each share of the rows."""
         self.sharers = _sharers(network, threads)
         """How many shares there are."""
         rows = shares((weight.detach() for weight in network.parameters()), self.sharers)
         self._rows = [[nn.Parameter(weight, requires_grad=False) for weight in share] for share in rows]
         self._optimizers = [make(rows) for rows in self._rows]
-        self._make_graphable()
+        device = self._rows[0][0].device
+        if device.type == "cuda":  # a recorded step finds its size in memory of the device
+            for optimizer in self._optimizers:
+                optimizer.lr = torch.tensor(float(optimizer.lr), device=device)
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The settings, once for each share."""
-        return [group for optimizer in self._optimizers for group in optimizer.param_groups]
+    def learning_rate(self) -> float:
+        """Size of the steps from now on."""
+        return float(self._optimizers[0].lr)
 
-    def _make_graphable(self) -> None:
-        """On CUDA, let a step be recorded: its size has to be where a graph finds it, in memory of the device."""
-        for group in self.param_groups:
-            if self._rows[0][0].is_cuda:
-                group["lr"] = torch.tensor(float(group["lr"]), device=self._rows[0][0].device)
-                group["capturable"] = True
+    @learning_rate.setter
+    def learning_rate(self, rate: float) -> None:
+        for optimizer in self._optimizers:
+            if isinstance(optimizer.lr, Tensor):
+                optimizer.lr.fill_(rate)
+            else:
+                optimizer.lr = rate
 
     def step_rows(self, share: int, gradients: list[Tensor]) -> None:
         """One share of a step, by its share of the gradients."""
         self._optimizers[share].step_along(gradients)
 
     def state_dict(self) -> dict[str, Any]:
-        """As of one optimiser over the whole weights, whatever the number of threads."""
-        states = [optimizer.state_dict() for optimizer in self._optimizers]
+        """As of one of torch's optimisers over the whole weights, whatever the number of threads."""
+        first, indices = self._optimizers[0].moments, [*range(len(self._rows[0]))]
 
-        def whole(index: int, name: str) -> Tensor:
-            parts: list[Tensor] = [state["state"][index][name] for state in states]
+        def whole(name: str, index: int) -> Tensor:
+            parts = [optimizer.moments[name][index] for optimizer in self._optimizers]
             return torch.cat(parts) if parts[0].dim() else parts[0]
 
-        moments = {index: {name: whole(index, name) for name in own} for index, own in states[0]["state"].items()}
-        groups = [{**group, "lr": float(group["lr"]), "capturable": False} for group in states[0]["param_groups"]]
-        return {"state": moments, "param_groups": groups}
+        moments = {index: {name: whole(name, index) for name in first} for index in indices}
+        return {"state": moments, "param_groups": [{"lr": self.learning_rate, "params": indices}]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back a state; each share's moments are laid out in memory as its weights are.
+        """Take back a state, of torch's own too, which has no moments before its first step.
 
-        A fused optimiser walks weights and moments side by side in memory; a file holds no such layout, and a convolution's
-        weights lie channels last here.
+        Raises:
+            ValueError: it is of other weights.
         """
-        for share, (optimizer, rows) in enumerate(zip(self._optimizers, self._rows, strict=True)):
-            moments = {
-                index: {name: _share_of(value, share, self.sharers, rows[index]) for name, value in whole.items()}
-                for index, whole in state["state"].items()
-            }
-            optimizer.load_state_dict({**state, "state": moments})
-            for weights, restored in optimizer.state.items():
-                for name, moment in restored.items():
-                    if moment.shape == weights.shape:
-                        restored[name] = torch.empty_like(weights).copy_(moment)
-        self._make_graphable()
-
-
-def set_learning_rate(optimizer: SharedOptimizer, rate: float) -> None:
-    """Step as far from now on."""
-    for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
+        saved = state["state"]
+        if saved and sorted(saved) != [*range(len(self._rows[0]))]:
+            raise ValueError(f"the optimiser's state is of {len(saved)} weights")
+        for share, optimizer in enumerate(self._optimizers):
+            for name, moments in optimizer.moments.items():
+                for index, moment in enumerate(moments):
+                    if saved:
+                        moment.copy_(_share_of(saved[index][name], share, self.sharers, moment))
+                    else:
+                        moment.zero_()
+        self.learning_rate = float(state["param_groups"][0]["lr"])
 
 
 def _share_of(moment: Tensor, share: int, count: int, rows: Tensor) -> Tensor:
     if not moment.dim():
-        return moment.clone()
+        return moment
     part = _rows(moment, share, count)
     if part.shape != rows.shape:
         raise ValueError(f"the optimiser's state is of weights {tuple(moment.shape)}")

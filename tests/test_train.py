@@ -373,6 +373,15 @@ def break_off(what: object, step: str, fault: BaseException, monkeypatch: pytest
     return let_go
 
 
+@pytest.mark.parametrize("algorithm", STEPS)
+def test_no_run_waits_for_torchs_compiler(algorithm: str) -> None:
+    """It takes a second of the start and 70 MB, and nothing here is compiled."""
+    arguments = [algorithm, "--env", "CartPole-v1", *SMALL, *STEPS[algorithm]]
+    code = f"import sys, train\nassert train.main({arguments}) == 0\nassert 'torch' in sys.modules\n"
+    code += "sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == 0
+
+
 @pytest.mark.parametrize("words", ["train.py ppo --env Bowling-ram-v0 --help", "train.py --help", "evaluate.py --help"])
 def test_who_reads_the_first_lines_of_help_alone_gets_no_traceback(words: str) -> None:
     process = subprocess.Popen([sys.executable, *words.split()], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -130,7 +130,8 @@ def build_agent(algorithm: str, config: RunConfig[Any], plan: Plan, game: GameDe
     torch.set_num_threads(1)  # agents share an update out to threads of their own, see agents/shards.py
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses; read when CUDA starts
-    torch.use_deterministic_algorithms(config.deterministic)
+    if config.deterministic != torch.are_deterministic_algorithms_enabled():  # to say so imports torch's compiler: a second
+        torch.use_deterministic_algorithms(config.deterministic)
     setting = Setting(
         game=game,
         num_envs=config.agent.num_envs,

@@ -270,11 +270,14 @@ def sgd(network, rate, threads=1):
     return SharedOptimizer(lambda weights: _Plain(weights, lr=rate), network, Threads(threads))
 
 
-class _Plain(torch.optim.SGD):
+class _Plain:
+    def __init__(self, weights, lr):
+        self.lr, self.moments, self._weights = lr, {}, weights
+
     def step_along(self, gradients):
-        for weight, gradient in zip(self.param_groups[0]["params"], gradients, strict=True):
+        for weight, gradient in zip(self._weights, gradients, strict=True):
             weight.grad = gradient
-        self.step()
+        torch.optim.SGD(self._weights, self.lr).step()
 
 
 def step_along(optimizer, network):

@@ -21,7 +21,7 @@ def test_the_learning_rate_falls_over_the_run(algorithm, anneal):
     step = agent.optimizer.step_rows
 
     def watched(*args):
-        rates.append(agent.optimizer.param_groups[0]["lr"])
+        rates.append(agent.optimizer.learning_rate)
         return step(*args)
 
     agent.optimizer.step_rows = watched

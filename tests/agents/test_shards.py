@@ -11,7 +11,7 @@ from agents.dense import Dense
 from agents.networks import MLP, ActorCritic
 from agents.on_policy import masked_mean
 from agents.rmsprop import RMSprop
-from agents.shards import SMALLEST, Shards, SharedOptimizer, Threads, set_learning_rate
+from agents.shards import SMALLEST, Shards, SharedOptimizer, Threads
 from tests.agents.driving import build, configure, describe, draw_tape, inputs_of, play_tape, sgd, step_along
 
 COUNT = 3 * SMALLEST + 7  # enough for three parts, and not an even split
@@ -147,7 +147,7 @@ def test_a_changed_step_size_is_taken(torchs, ours):
     one, other = make_critic(), make_critic()
     optimizers = torchs(list(one.parameters())), SharedOptimizer(ours, other, Threads(2))
     for rate in (0.01, 0.001):
-        set_learning_rate(optimizers[1], rate)
+        optimizers[1].learning_rate = rate
         optimizers[0].param_groups[0]["lr"] = rate
         step(one, optimizers[0], 2)
         step(other, optimizers[1], 2)
@@ -178,11 +178,14 @@ def test_an_optimisers_state_does_not_know_the_number_of_threads(torchs, ours):
         torch.testing.assert_close(flat(resumed), flat(networks[number]), atol=1e-7, rtol=0)
 
 
-def test_rmsprop_goes_on_from_torchs_own_that_has_made_no_step():
-    """Checkpoints of older versions, from before the first update."""
-    torchs, ours = OPTIMIZERS["rmsprop"]
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_an_optimiser_goes_on_from_torchs_own_that_has_made_no_step(kind):
+    """Checkpoints of older versions, from before the first update; what it remembers itself counts no more."""
+    torchs, ours = OPTIMIZERS[kind]
     one, other = make_critic(), make_critic()
     expected, optimizer = torchs(list(one.parameters())), SharedOptimizer(ours, other, Threads(2))
+    step(other, optimizer, 1)
+    other.load_state_dict(one.state_dict())
     optimizer.load_state_dict(expected.state_dict())
     step(one, expected, 1)
     step(other, optimizer, 1)
@@ -207,6 +210,15 @@ def test_a_shared_clip_is_torchs_own(longest, count):
     torch.testing.assert_close(flat(other), flat(one))
 
 
+def test_a_step_size_is_taken_back():
+    network = make_critic()
+    optimizer = SharedOptimizer(OPTIMIZERS["adam"][1], network, Threads(2))
+    state = optimizer.state_dict()
+    optimizer.learning_rate = 3.0
+    optimizer.load_state_dict(state)
+    assert optimizer.learning_rate == 0.01
+
+
 def test_a_state_of_other_weights_is_refused():
     network = make_critic()
     optimizer = SharedOptimizer(OPTIMIZERS["adam"][1], network, Threads(2))
@@ -214,6 +226,9 @@ def test_a_state_of_other_weights_is_refused():
     state = optimizer.state_dict()
     state["state"][0]["exp_avg"] = state["state"][0]["exp_avg"][:-2]
     with pytest.raises(ValueError, match="is of weights"):
+        optimizer.load_state_dict(state)
+    del state["state"][0]
+    with pytest.raises(ValueError, match="is of 11 weights"):
         optimizer.load_state_dict(state)
 
 
