@@ -295,9 +295,7 @@ class SharedOptimizer:
 
 
 def _share_of(moment: Tensor, share: int, count: int, rows: Tensor) -> Tensor:
-    if not moment.dim():
-        return moment
-    part = _rows(moment, share, count)
+    part = _rows(moment, share, count) if moment.dim() else moment
     if part.shape != rows.shape:
         raise ValueError(f"the optimiser's state is of weights {tuple(moment.shape)}")
     return part

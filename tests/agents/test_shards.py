@@ -227,6 +227,9 @@ def test_a_state_of_other_weights_is_refused():
     state["state"][0]["exp_avg"] = state["state"][0]["exp_avg"][:-2]
     with pytest.raises(ValueError, match="is of weights"):
         optimizer.load_state_dict(state)
+    state["state"][0]["exp_avg"] = torch.tensor(0.0)  # would be one number for all
+    with pytest.raises(ValueError, match="is of weights"):
+        optimizer.load_state_dict(state)
     del state["state"][0]
     with pytest.raises(ValueError, match="is of 11 weights"):
         optimizer.load_state_dict(state)
