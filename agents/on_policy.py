@@ -1,17 +1,8 @@
-"""All that A2C and PPO share: act, fill a rollout, learn from it, begin the next. Theirs are optimiser, loss and `update`.
+"""All that A2C and PPO share: act, fill a rollout, learn from it, begin the next. Theirs are optimiser, loss and `update`."""
 
-    lag 0    play 0 ── learn 0 ── play 1 ── learn 1 ── play 2
-    lag 1    play 0 ┬─ play 1 ──┬─ play 2 ──┬─ play 3           plays with a copy of the weights, taken where the lines meet
-                    └─ learn 0 ─┴─ learn 1 ─┴─ learn 2          learns from a copy of the rollout
-
-What is learned from does not depend on how long anything takes.
-"""
-
-import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -22,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.activations import Activations, look
-from agents.agent import BrokenOff, NonFiniteError, Setting
+from agents.agent import Setting
 from agents.cuda_graphs import Graphed
-from agents.learner import Learner, Update, finished
+from agents.learner import Learner, Update
 from agents.networks import ActorCritic, Inputs
 from agents.normalize import Kind, RewardTransform
 from agents.player import NetworkPlayer
@@ -125,7 +116,7 @@ class OnPolicyAgent(ABC):
             InputError: a rollout is not a whole number of `memory_steps`, or does not fit into memory.
         """
         self.config, self.setting = config, setting
-        self.frames = self.steps = self.updates = 0
+        self.frames = self.steps = 0
         self.hurry = False
         torch.manual_seed(setting.seed)  # the initial weights are drawn from the global generator
         game = setting.game
@@ -136,42 +127,37 @@ class OnPolicyAgent(ABC):
         self._choose = Graphed(self._choice, setting.device, priority=-1)  # before what is learned meanwhile
         self._graphed_step = Graphed(self._gradient_step, setting.device)
         self.generator = torch.Generator(setting.device).manual_seed(setting.seed)
-        self.lag = lag
-        self.actor = copy.deepcopy(self.shards.network) if lag else self.shards.network
-        """What plays."""
         self.shuffler = torch.Generator(setting.device).manual_seed(setting.seed) if lag else self.generator
         """Shuffles in `update`."""
-        self._learner = Learner(setting.device, beside=bool(lag))
         self.rewards = RewardTransform(config.reward, config.reward_scale, config.discount, setting.num_envs)
+        self.rollout, past = self._make_rollouts(lag)
+        self.learner = Learner(self._update, self.shards.network, self.rollout, past, setting.device)
+        self.state = torch.zeros((setting.num_envs, self.network.state_size), device=setting.device)  # before the next step
+        self._times = {group.start: -1 for group in setting.groups}  # each group's step in the rollout
+        self._began = 0  # frames when the rollout was begun
+        self.activations: Activations | None = None  # what the torso made when it acted, where it is kept to learn
+        self.replay = None
+
+    def _make_rollouts(self, lag: int) -> tuple[Rollout, Rollout]:
+        """The one that is filled and the one that is learned from, which is another with a lag."""
+        config, setting = self.config, self.setting
         chunk = min(config.memory_steps, config.rollout_steps) if config.memory != "none" else 1
         if config.rollout_steps % chunk:
             fits = math.gcd(chunk, config.rollout_steps)
             raise InputError(
                 f"--memory-steps {chunk}: a rollout of {config.rollout_steps} steps cannot be divided by it; take {fits}"
             )
-        state_size = self.network.state_size
-        rollout = partial(
-            Rollout, config.rollout_steps, setting.num_envs, config.frame_stack, game, chunk=chunk, state=state_size
-        )
+        shape = config.rollout_steps, setting.num_envs, config.frame_stack, setting.game
+        make = partial(Rollout, *shape, chunk=chunk, state=self.network.state_size)
         what = f"a rollout of {config.rollout_steps:,} steps in each of {setting.num_envs:,} games"
         if lag:
             what = f"{what}, twice for --lag {lag}"
-        size = (1 + lag) * rollout(device=torch.device("meta")).size
+        size = (1 + lag) * make(device=torch.device("meta")).size
         advice = "take fewer --rollout-steps or --num-envs"
         check_room(what, size, advice, setting.device)
         check_room(f"{what}, with a checkpoint of it", _COPIES * size, advice)
-        self.rollout = rollout(device=setting.device)
-        self.past = rollout(device=setting.device) if lag else self.rollout
-        """What is learned from."""
-        self._taken = False  # whether that is the rollout that has just been filled
-        self._running: Future[Update] | None = None  # an update that has begun, and whose metrics have not been returned
-        self._rate = config.learning_rate  # of that update
-        self._waits = False  # `past` is to be learned from: its update was broken off
-        self.state = torch.zeros((setting.num_envs, state_size), device=setting.device)  # the memory's, before the next step
-        self._times = {group.start: -1 for group in setting.groups}  # each group's step in the rollout
-        self._began = 0  # frames when the rollout was begun
-        self.activations: Activations | None = None  # what the torso made when it acted, where it is kept to learn
-        self.replay = None
+        rollout = make(device=setting.device)
+        return rollout, make(device=setting.device) if lag else rollout
 
     @abstractmethod
     def make_optimizer(self, weights: list[nn.Parameter]) -> Optimizer:
@@ -189,6 +175,11 @@ class OnPolicyAgent(ABC):
     def holds(self) -> bool:
         """True from the first group's last step of a rollout to the last group's."""
         return any(time == self.config.rollout_steps for time in self._times.values())
+
+    @property
+    def updates(self) -> int:
+        """Updates whose metrics were returned."""
+        return self.learner.updates
 
     @property
     def learning_rate(self) -> float:
@@ -216,7 +207,7 @@ class OnPolicyAgent(ABC):
     def _choice(self, *given: Tensor) -> dict[str, Tensor]:
         """Draw actions: the fields of Inputs (1, B, ...), the memory's state (B, S), waits drawn with rate 1 (B, A)."""
         *seen, state, waits = given
-        logits, values, state = self.actor(Inputs(*seen), state, self.activations or look)
+        logits, values, state = self.learner.actor(Inputs(*seen), state, self.activations or look)
         log_probs = logits[0].log_softmax(-1)
         # Of waits with these rates the shortest is a draw: torch.multinomial's own, but for its checks, which cost as much
         actions = (log_probs.exp() / waits).argmax(-1, keepdim=True)
@@ -243,88 +234,29 @@ class OnPolicyAgent(ABC):
     def _note_value(self, t: int, slots: slice) -> None:
         """Note what the observation behind a rollout is worth."""
         with torch.no_grad():
-            _, values, _ = self.actor(self.rollout.inputs_at(t, slots), self.state[slots])
+            _, values, _ = self.learner.actor(self.rollout.inputs_at(t, slots), self.state[slots])
             self.rollout.put_value(t, slots, values[0])
 
     def learn(self) -> dict[str, float] | None:
-        """Learn at the end of a rollout, and begin the next.
-
-        With a lag the metrics are those of the update before; at the end of the run those of the last one, and none of that
-        before it.
-        """
+        """Learn at the end of a rollout, and begin the next; see `Learner.learn`."""
         if any(time < self.config.rollout_steps for time in self._times.values()):
             return None
-        metrics = None
-        if self.lag and not self._taken:
-            metrics = self._end_update() if self._running or self._waits else None
-            self._take()
-        self._begin_update()
-        if not self.lag or self.frames >= self.setting.total_frames:  # the last update is waited for
-            metrics = self._end_update()
+        metrics = self.learner.learn(self.learning_rate, last=self.frames >= self.setting.total_frames)
         self.rollout.carry_over()
         self._times = dict.fromkeys(self._times, 0)
-        self._began, self._taken = self.frames, False
+        self._began = self.frames
         return metrics
 
-    def _take(self) -> None:
-        """Play with what has been learned by now, and learn from what was played by now."""
-        self.actor.load_state_dict(self.shards.network.state_dict())
-        self.past.copy_(self.rollout)
-        self._taken = True
-
-    def _begin_update(self) -> None:
-        """Learn from `past`, beside playing where there is a lag."""
-        if not self._waits:
-            self._rate = self.learning_rate
-        self._waits = False
-        self.optimizer.learning_rate = self._rate
-        self.past.upload()
-        self._running = self._learner.run(self._update)
-
-    def _update(self) -> Update:
+    def _update(self, rate: float) -> Update:
+        self.optimizer.learning_rate = rate
         batch = self._batch()
         metrics = self.update(batch)
         variance = explained_variance(batch.values, batch.returns, batch.weights)
         return Update([*metrics, "value/explained_variance"], torch.stack([*metrics.values(), variance]), batch._asdict())
 
-    def _wait(self) -> Update | None:
-        """Wait for the update that was begun; None where there is none, or it was broken off and waits to be made again."""
-        if self._running is None:
-            return None
-        try:
-            return self._learner.result(self._running)
-        except BrokenOff:
-            self._running, self._waits = None, True
-            return None
-
-    def _end_update(self) -> dict[str, float]:
-        """Wait for an update, which begins here where it was broken off before; returns its metrics.
-
-        Raises:
-            BrokenOff: it was broken off.
-            NonFiniteError: one of them is not finite.
-        """
-        if self._waits:
-            self._begin_update()
-        update = self._wait()
-        if update is None:
-            raise BrokenOff
-        metrics = {**self._metrics_of(update), "learning_rate": self._rate}
-        self._running = None
-        self.updates += 1
-        return metrics
-
-    def _metrics_of(self, update: Update) -> dict[str, float]:
-        values = update.values.tolist()  # one wait for the device, not one a metric
-        metrics = dict(zip(update.names, values, strict=True))
-        if wrong := [name for name, value in metrics.items() if not math.isfinite(value)]:
-            what = f"{', '.join(wrong)} of update {self.updates + 1}"
-            raise NonFiniteError(what, {**self.past.tables, **update.batch})
-        return metrics
-
     def _batch(self) -> Batch:
         """The rollout with its advantages."""
-        rollout, config = self.past, self.config
+        rollout, config = self.learner.past, self.config
         advantages = generalized_advantages(
             rollout.rewards, rollout.values, rollout.terminated, rollout.ends, rollout.mask, config.discount, config.gae_lambda
         )
@@ -340,7 +272,7 @@ class OnPolicyAgent(ABC):
 
     def _gradient_step(self, *given: Tensor) -> dict[str, Tensor]:
         *fields, units = given
-        sums = self.shards.gradients(self.work(Batch(*fields)), units, self.past.chunk)
+        sums = self.shards.gradients(self.work(Batch(*fields)), units, self.rollout.chunk)
         scale = 1 / sums.pop("counted").clamp(min=1)
         if self.activations:
             self.activations.forget()
@@ -352,12 +284,13 @@ class OnPolicyAgent(ABC):
 
         Gradients and metrics are sums over the steps that count: how many there are is known only behind the last part.
         """
+        past = self.learner.past
 
         def work(network: nn.Module, part: Tensor) -> dict[str, Tensor]:
-            steps, slots, state = self.past.unit(part)
+            steps, slots, state = past.unit(part)
             batch = Batch(*(field[steps, slots] for field in rollout))
             known = self.activations.known(part) if self.activations else None
-            inputs = self.past.inputs(steps, slots, stacks=known is None)
+            inputs = past.inputs(steps, slots, stacks=known is None)
             logits, values, _ = network(inputs, state, known or look)
             loss, parts = self.loss(logits, values, batch)
             counted = batch.weights.sum()
@@ -385,7 +318,9 @@ class OnPolicyAgent(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """What was learned, counters, reward moments, the memory, and the rollout as far as it is."""
-        behind = self._lag_state() if self.lag else {}  # first: it waits for an update
+        behind = {}
+        if self.learner.lag:  # first: it waits for an update
+            behind["lag"] = {**self.learner.state_dict(), "generator": self.generator.get_state()}
         return {
             **behind,
             **self.learned(),
@@ -396,41 +331,18 @@ class OnPolicyAgent(ABC):
             "rollout": self.rollout.state_dict(max(self._times.values())),
         }
 
-    def _lag_state(self) -> dict[str, Any]:
-        """What plays, and what stands between a rollout and the next update."""
-        update = self._wait()
-        metrics = self._metrics_of(update) if update else {}
-        lag = {
-            "actor": self.actor.state_dict(),
-            "generator": self.generator.get_state(),
-            "rate": self._rate,
-            "taken": self._taken,
-            "waits": self._waits,
-            "past": self.past.state_dict(self.config.rollout_steps) if self._waits else {},
-            "metrics": metrics,
-        }
-        return {"lag": lag}
-
-    def _load_lag_state(self, lag: dict[str, Any]) -> None:
-        self.actor.load_state_dict(lag["actor"])
-        self.generator.set_state(lag["generator"])
-        self._rate, self._taken, self._waits = lag["rate"], lag["taken"], lag["waits"]
-        if self._waits:
-            self.past.load_state_dict(lag["past"])
-        if lag["metrics"]:
-            self._running = finished(lag["metrics"])
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back a state."""
         self.load_learned(state)
         self.rewards.load_state_dict(state["rewards"])
         counters = (state["counters"][name] for name in ("frames", "steps", "updates", "began"))
-        self.frames, self.steps, self.updates, self._began = counters
+        self.frames, self.steps, self.learner.updates, self._began = counters
         self._times = dict(state["times"])
         self.state.copy_(state["state"])
         self.rollout.load_state_dict(state["rollout"])
-        if self.lag:
-            self._load_lag_state(state["lag"])
+        if self.learner.lag:
+            self.learner.load_state_dict(state["lag"])
+            self.generator.set_state(state["lag"]["generator"])
         steps = self.config.rollout_steps
         if self.activations:  # not in a checkpoint
             for slots in self.setting.groups:
@@ -444,7 +356,7 @@ class OnPolicyAgent(ABC):
         """Make the results of layers for step t of a rollout without acting."""
         activations.begin(t, slots)
         with torch.inference_mode():
-            self.actor(self.rollout.inputs_at(t, slots), self.state[slots], activations)
+            self.learner.actor(self.rollout.inputs_at(t, slots), self.state[slots], activations)
 
 
 def frozen_player(

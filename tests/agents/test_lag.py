@@ -28,13 +28,13 @@ def tape(rollouts=ROLLOUTS):
 
 def watched(agent):
     """What is there at the end of each rollout: what was learned by then, and the rollout."""
-    seen, take = [], agent._take
+    seen, take = [], agent.learner._take
 
     def watch():
         take()
-        seen.append((copy.deepcopy(agent.learned()), copy.deepcopy(agent.past), agent._began))
+        seen.append((copy.deepcopy(agent.learned()), copy.deepcopy(agent.learner.past), agent._began))
 
-    agent._take = watch
+    agent.learner._take = watch
     return seen
 
 
@@ -67,7 +67,7 @@ def test_an_update_is_the_one_without_a_lag():
         plain.load_learned(learned)
         plain.rollout.copy_(past)
         plain._began = began
-        plain._begin_update()
+        plain._update(plain.learning_rate)
         assert same(plain.learned(), then)
 
 
@@ -103,9 +103,9 @@ def test_it_plays_while_it_learns():
     """An update of a thousand waits holds up no step of the next rollout, but for its last."""
     agent = slowed(make(epochs=500), "gradient_step")
     drive(agent, tape(), 2 * STEPS - 1)
-    assert not agent._running.done()
+    assert not agent.learner._running.done()
     agent.hurry = True
-    assert agent._wait() is None
+    assert agent.learner._wait() is None
 
 
 def test_an_update_that_is_broken_off_is_made_again():
@@ -120,10 +120,10 @@ def test_an_update_that_is_broken_off_is_made_again():
     assert state["lag"]["waits"]
     assert state["counters"]["updates"] == 0
     with pytest.raises(BrokenOff):
-        broken._end_update()
+        broken.learner._end()
     again = make()
     again.load_state_dict(state)
-    assert again._running is None  # it begins where its end is wanted
+    assert again.learner._running is None  # it begins where its end is wanted
     drive(again, envs, steps[1])
     assert again.updates == whole.updates == ROLLOUTS - 1
     assert same(again.state_dict(), whole.state_dict())
@@ -162,5 +162,5 @@ def test_the_last_rollout_is_learned_from_too():
     rows = play_tape(agent, tape(3))
     assert agent.frames >= agent.setting.total_frames
     assert agent.updates == 3
-    assert agent._running is None
+    assert agent.learner._running is None
     assert len(rows) == 2
