@@ -185,12 +185,12 @@ def test_an_update_beside_playing_does_not_outlive_its_run(tmp_path: Path) -> No
         run.train(lambda row: None)
     trained: Any = run.agent
     with pytest.raises(BrokenOff):
-        trained._running.result(timeout=10)
+        trained.learner._running.result(timeout=10)
 
 
 def signalled(agent: Any, function: Callable[..., Any], *args: Any) -> Any:
     """A gradient step; in the update that learns from a whole rollout before the next one begins, a signal comes first."""
-    if agent._taken and not agent.hurry:
+    if agent.learner._taken and not agent.hurry:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.1)
     return function(*args)
