@@ -71,8 +71,7 @@ class Learner:
         if self.lag and not self._taken:
             metrics = self._end() if self._running or self._waits else None
             self._take()
-        if not self._waits:
-            self._rate = rate
+        self._rate = rate
         self._begin()
         if not self.lag or last:
             metrics = self._end()
