@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import tyro
+try:
+    import tyro
+except ModuleNotFoundError as error:
+    from training import missing
+
+    print(f"evaluate.py: {missing.advice(error)}", file=sys.stderr)
+    raise SystemExit(2) from None
 
 
 @dataclass(frozen=True)

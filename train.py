@@ -22,8 +22,14 @@ usage: python train.py {{{algorithms}}} --env ID [flags]    train a new agent
 def main(args: Sequence[str]) -> int:
     """Run a command line; returns the exit code."""
     try:
-        from envs.contract import InputError
-        from training.loop import Stopped
+        try:
+            from envs.contract import InputError
+            from training.loop import Stopped
+        except ModuleNotFoundError as error:
+            from training import missing
+
+            print(f"train.py: {missing.advice(error)}", file=sys.stderr)
+            return 2
 
         try:
             return _run(args)
@@ -44,7 +50,8 @@ def _run(args: Sequence[str]) -> int:
     from envs.contract import InputError
 
     verbs = [*ALGORITHMS, "resume", "doctor"]
-    if not args or args[0] in ("-h", "--help"):
+    own = args[1:] if args and args[0] in ("resume", "doctor") else args[:1]  # an algorithm's flags are asked of tyro
+    if not args or list(own) in (["-h"], ["--help"]):
         _show_usage()
         return 0 if args else 2
     if args[0] not in verbs:
@@ -106,9 +113,6 @@ def _resume(args: Sequence[str]) -> int:
     from training import command_line, start
     from training.config import check_path
 
-    if list(args) in (["-h"], ["--help"]):
-        _show_usage()
-        return 0
     env = command_line.flag(args, "--env")
     rest = [word for at, word in enumerate(args) if word != "--env" and args[at - 1] != "--env" and word != f"--env={env}"]
     if len(rest) != 1:
@@ -119,10 +123,8 @@ def _resume(args: Sequence[str]) -> int:
     check_path("resume", rest[0])
     run_dir = Path(rest[0])
     if start.finished(run_dir, env):
-        print(
-            f"{run_dir} is finished; {command_line.next_command('evaluate.py', run_dir, env or '')} measures it",
-            file=sys.stderr,
-        )
+        measures = command_line.next_command("evaluate.py", run_dir, env or "")
+        print(f"{run_dir} is finished; {measures} measures it, and a longer one would be another run", file=sys.stderr)
         return 0
     run = start.old_run(run_dir, env)
     if run.envs.strays:

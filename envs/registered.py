@@ -38,7 +38,7 @@ class RegisteredGame:
         if not isinstance(actions, Discrete):
             raise InputError(f"{env_id}: its actions are {actions}; expected Discrete")
         self._first_action = int(actions.start)
-        box = self._env.observation_space
+        self._space = box = self._env.observation_space
         assert box.shape is not None
         shape = (box.shape[2], *box.shape[:2]) if self._image else box.shape
         self.description = GameDescription(
@@ -69,16 +69,32 @@ class RegisteredGame:
         return height, width, channels
 
     def _write(self, value: Any, observation: NDArray[np.generic]) -> None:
+        if np.shape(value) != self._space.shape:
+            raise self._breach(f"an observation of shape {np.shape(value)}, and its observation_space is {self._space}")
         observation[...] = np.moveaxis(value, -1, 0) if self._image else value
 
+    def _breach(self, returned: str) -> InputError:
+        """Of Gymnasium's API, by an environment that may be the user's own."""
+        return InputError(f"{self.description.protocol.env} returned {returned}")
+
     def reset(self, seed: int | None, observation: NDArray[np.generic], extra: NDArray[np.float32]) -> None:
-        """Open an episode."""
+        """Open an episode.
+
+        Raises:
+            InputError: the environment breaks Gymnasium's API.
+        """
         self._frames.clear()
-        value, _ = self._env.reset(seed=seed)
-        self._write(value, observation)
+        returned: Any = self._env.reset(seed=seed)
+        if not (isinstance(returned, tuple) and len(returned) == 2):
+            raise self._breach("no (observation, info) from reset, as Gymnasium's environments do")
+        self._write(returned[0], observation)
 
     def step(self, action: int, observation: NDArray[np.generic], extra: NDArray[np.float32]) -> Outcome:
-        """Play one step; an environment of this family counts one emulator frame a step."""
+        """Play one step; an environment of this family counts one emulator frame a step.
+
+        Raises:
+            InputError: the observation is not of its space's shape.
+        """
         value, reward, terminated, truncated, _ = self._env.step(self._first_action + action)
         self._write(value, observation)
         if self._recording:

@@ -16,6 +16,7 @@ FAMILIES = {
     "registered": "envs.registered:RegisteredGame",
 }
 _BY_PREFIX = {"Vizdoom": "doom", "doom/": "doom", "dmlab/": "lab", "dmlab30/": "lab", "MiniWorld-": "mini_world"}
+_WORD = 3  # letters of what an id can be found by
 _OWN_MODULES = ("ale_py", "gymnasium", "miniworld", "vizdoom", "vizdoom.gymnasium_wrapper")  # that a family imports itself
 
 
@@ -104,8 +105,10 @@ def _known_ids() -> list[str]:
 
 
 def _nearest(env_id: str, known: list[str]) -> str:
-    by_folded = {name.lower(): name for name in sorted(known, reverse=True)}
-    matches = difflib.get_close_matches(env_id.lower(), by_folded, n=3, cutoff=0.5)
+    folded, by_folded = env_id.lower(), {name.lower(): name for name in sorted(known, reverse=True)}
+    matches = difflib.get_close_matches(folded, by_folded, n=3, cutoff=0.5)
+    if not matches and len(folded) >= _WORD:
+        matches = sorted((name for name in by_folded if folded in name), key=len)[:3]
     return f"nearest: {', '.join(by_folded[match] for match in matches)}" if matches else "no id comes near it"
 
 

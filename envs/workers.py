@@ -222,14 +222,22 @@ class WorkerEnvs:
                 if not started:
                     self._lost[slot] = seed
 
+    def wait(self) -> None:
+        """Wait for the steps that are under way; `recv` hands them out.
+
+        Raises:
+            WorkerError: as in `recv`.
+        """
+        for group in [*self._workers[0].running]:  # as in every worker: in the order in which they were started
+            self._receive(group)
+
     def seen(self, group: int) -> TimeStep:
         """What `recv` returned last for this group."""
         return self._steps[group]
 
     def state_dict(self, *, clone: bool) -> dict[str, Any]:
         """Where every game stands, as `envs.contract.Envs` says it."""
-        for group in [*self._workers[0].running]:  # as in every worker: in the order in which they were started
-            self._receive(group)
+        self.wait()
         if clone:
             self._clone()
         slots = [(history, at) for history in self._histories for at in range(len(history.seeds))]

@@ -76,6 +76,8 @@ def _each_task(subject: Subject) -> list[Subject]:
 def _find(text: str, policy: str | None, device: str, trusted: str | None) -> list[Subject]:
     check_path("RUN", text)
     kind, _, env = text.partition(":")
+    if kind in ("random", "script") and not env:
+        raise InputError(f"{text!r} names no game; write {kind}:Bowling-ram-v0, say")
     if kind == "random":
         return [_random(env)]
     if kind == "script":
@@ -109,7 +111,8 @@ def ours(path: Path) -> Iterator[None]:
 
 
 def _nearest(text: str) -> str:
-    known = [str(path.parent) for root in (Path("runs"), ZOO) for path in sorted(root.glob("*/config.json"))]
+    roots = (Path("runs"), "*/config.json"), (ZOO, "*/config.json"), (Path("runs"), "*/checkpoints/*/state.json")
+    known = [str(path.parent) for root, pattern in roots for path in sorted(root.glob(pattern))]
     matches = difflib.get_close_matches(text, known, n=3, cutoff=0.3)
     return f"nearest: {', '.join(matches)}" if matches else "train one with `python train.py ppo --env Bowling-ram-v0`"
 

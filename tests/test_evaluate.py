@@ -143,6 +143,8 @@ BAD = {
     "nothing": ([], "expected a run"),
     "a path that is not there": (["runs/nothing"], "no run"),
     "a foreign directory": (["."], "no run"),
+    "a player without a game": (["random"], "'random' names no game; write random:Bowling-ram-v0"),
+    "a script without a game": (["script:"], "write script:Bowling-ram-v0"),
     "no games": (["random:CartPole-v1", "--episodes", "0"], "--episodes"),
     "an unknown id": (["random:Bowlin-v0"], "Bowling-v0"),
     "a game without scripts": (["script:CartPole-v1"], "no script"),

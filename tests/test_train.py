@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import train
+from envs.worker_handle import WorkerError
 from tests.envs.test_processes import children
 from training import checkpoint, metrics, start
 from training.command_line import next_command
@@ -182,6 +183,7 @@ BAD = {
     "a directory that cannot be": (["ppo", "--env", "CartPole-v1", "--run-dir", "/dev/null/x"], "cannot be made"),
     "an image size that is none": (["ppo", "--env", "CartPole-v1", "--image-size", "72"], "as in 72x128"),
     "a window longer than the run": (["dqn", "--env", "CartPole-v1", "--total-frames", "6k", "--n-step", "1k"], "--n-step"),
+    "another algorithm's setting": (["a2c", "--env", "CartPole-v1", "--epochs", "3"], "--epochs, 3; --help lists"),
     "an Atari flag elsewhere": (["ppo", "--env", "CartPole-v1", "--sticky", "0.5"], "--sticky"),
 }
 
@@ -311,6 +313,8 @@ def test_resume_refuses_an_id_that_the_run_does_not_play(capsys: pytest.CaptureF
 def test_resume_names_what_is_damaged(capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main(["a2c", "--env", "CartPole-v1", *SMALL, "--run-dir", "run"]) == 0
     saved = checkpoint.checkpoints(Path("run/checkpoints"))
+    assert train.main(["resume", str(saved[0])]) == 2
+    assert f"{saved[0]} is not a run: it has no config.json; nearest: run\n" in capsys.readouterr().err
     for path in saved:
         (path / "weights.safetensors").write_bytes(b"")
     assert train.main(["resume", "run"]) == 3
@@ -325,7 +329,9 @@ def test_an_existing_run_is_never_overwritten(capsys: pytest.CaptureFixture[str]
     assert list(Path("run").iterdir()) == []
     Path("run/config.json").touch()
     assert train.main(["ppo", "--env", "CartPole-v1", "--run-dir", "run"]) == 2
-    assert "resume run" in capsys.readouterr().err
+    assert "`python train.py resume run` goes on" in capsys.readouterr().err
+    assert train.main(["ppo", "--env", "tests.envs.own_games:Squares-v0", "--run-dir", "run"]) == 2
+    assert "`python train.py resume run --env tests.envs.own_games:Squares-v0` goes on" in capsys.readouterr().err
     assert Path("run/config.json").read_text() == ""
 
 
@@ -334,7 +340,7 @@ def test_an_existing_run_is_never_overwritten(capsys: pytest.CaptureFixture[str]
     [
         (start, "save_config", OSError(errno.ENOSPC, "No space left on device")),
         (start, "save_config", KeyboardInterrupt()),
-        (start.WorkerEnvs, "reset", KeyboardInterrupt()),
+        (start.WorkerEnvs, "wait", KeyboardInterrupt()),
     ],
     ids=["full", "Ctrl-C", "Ctrl-C while games open"],
 )
@@ -345,6 +351,14 @@ def test_a_run_that_could_not_be_begun_leaves_nothing(
     assert train.main(["ppo", "--env", "CartPole-v1", "--run-dir", "run"]) == (2 if isinstance(fault, OSError) else 130)
     assert not Path("run").exists()
     assert let_go == ["Lock", "WorkerEnvs"]
+
+
+def test_a_game_that_cannot_be_opened_leaves_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["ppo", "--env", "tests.envs.own_games:OldReset-v0", "--torso", "impala", "--run-dir", "run"]) == 2
+    assert "OldReset-v0 returned no (observation, info) from reset" in capsys.readouterr().err
+    with pytest.raises(WorkerError, match="no first square"):
+        train.main(["ppo", "--env", "tests.envs.own_games:Unopened-v0", "--torso", "impala", "--run-dir", "run"])
+    assert not Path("run").exists()
 
 
 def test_a_run_that_could_not_be_resumed_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -391,6 +405,15 @@ def test_who_reads_the_first_lines_of_help_alone_gets_no_traceback(words: str) -
     assert process.wait() == 128 + signal.SIGPIPE
 
 
+@pytest.mark.parametrize("program", ["train.py", "evaluate.py"])
+def test_a_python_without_the_packages_is_told_where_they_are(program: str) -> None:
+    command = [sys.executable, "-S", str(ROOT / program), "random:CartPole-v1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert re.match(rf"{program}: No module named '\w+'; `make setup` ", done.stderr)
+
+
 def test_help_without_an_id_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     for env, said in ((["--env", "Bowling-ram-v0"], False), ([], True)):
         with pytest.raises(SystemExit):
@@ -405,5 +428,6 @@ def test_help_shows_what_would_run(capsys: pytest.CaptureFixture[str]) -> None:
     text = " ".join(capsys.readouterr().out.split())
     for flag, value in {"discount": "0.999", "sticky": "0.25", "frame-skip": "2-4", "noop-max": "0"}.items():
         assert re.search(rf"--{flag} [^(]*\(default: {value}\)", text.replace("│ ", "")), flag
-    assert train.main(["--help"]) == 0
-    assert "resume" in capsys.readouterr().out
+    for words in (["--help"], ["resume", "--help"], ["doctor", "--help"]):
+        assert train.main(words) == 0
+        assert "resume" in capsys.readouterr().out

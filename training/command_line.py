@@ -79,6 +79,8 @@ def _one_line(box: str) -> str:
     said = " ".join(re.sub("[│╰╯]|─{2,}", " ", blocks[0]).split())
     said = re.sub(r": no type matching .*[\]>]: (?=[^\]>]*$)", ": ", said)  # of an optional value, the last reason
     nearest = re.findall(r"--[a-z][a-z0-9-]*", blocks[1]) if len(blocks) > 2 and "meant" in blocks[1] else []
+    if said.startswith("Unrecognized") and not nearest:
+        return f"{said}; --help lists those that there are"
     return said + (f"; nearest: {', '.join(dict.fromkeys(nearest))}" if nearest else "")
 
 

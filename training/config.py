@@ -210,7 +210,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 def _check_number(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return
-    lowest, highest = _RANGES[name]
+    lowest, highest = _RANGES.get(name, (-math.inf, math.inf))
     if not lowest <= value <= highest:
         raise InputError(f"--{name.replace('_', '-')} {value}: expected {lowest:g} to {highest:g}")
 
@@ -295,7 +295,8 @@ def load_config(path: Path, trusted: str | None = None) -> tuple[str, RunConfig[
             _check_types(part)
         _check_plan(plan, agent.num_envs)
     except FileNotFoundError as error:
-        raise InputError(f"{path.parent} is not a run: it has no config.json") from error
+        above = [f"; nearest: {folder}" for folder in path.parent.parents if (folder / path.name).exists()]
+        raise InputError(f"{path.parent} is not a run: it has no config.json{''.join(above[:1])}") from error
     except _MISFITS as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(

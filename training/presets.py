@@ -5,7 +5,7 @@ from typing import Any
 from agents import registry as agents
 from envs import atari, registry
 
-_IMAGES: dict[str, dict[str, Any]] = {"ppo": {}, "a2c": {}, "dqn": {}}
+_IMAGES: dict[str, dict[str, Any]] = {}
 _RAM: dict[str, dict[str, Any]] = {
     "ppo": {
         "num_envs": 64,
@@ -42,12 +42,14 @@ _GAMES: dict[str, dict[str, Any]] = {
 
 
 def preset(algorithm: str, env_id: str) -> Any:
-    """The algorithm's config for a game: its defaults, changed for the kind of observation and then for the game."""
+    """The algorithm's config for a game: its defaults, changed for the kind of observation and then for the game.
+
+    An algorithm that stands in none of the tables has its defaults, and what a game itself wants.
+    """
     rom = atari.rom_of(env_id)
     if rom is not None:
-        changes = (_IMAGES if registry.sees_images(env_id) else _RAM)[algorithm] | _GAMES.get(rom, {})
+        kind, own = _IMAGES if registry.sees_images(env_id) else _RAM, _GAMES.get(rom, {})
     else:
-        changes = (_WORLDS if registry.is_world(env_id) else _OTHERS)[algorithm]
         tasks = len(registry.tasks_of(env_id))
-        changes = changes | ({"num_envs": tasks} if tasks > 1 else {})
-    return agents.ALGORITHMS[algorithm].config(**changes)
+        kind, own = _WORLDS if registry.is_world(env_id) else _OTHERS, {"num_envs": tasks} if tasks > 1 else {}
+    return agents.ALGORITHMS[algorithm].config(**(kind.get(algorithm, {}) | own))

@@ -32,17 +32,20 @@ def new_run(algorithm: str, config: RunConfig[Any]) -> Run:
 
     Raises:
         InputError: the directory exists, or the environment cannot be had; nothing was created.
+        WorkerError: a game could not be opened; neither was anything.
     """
     run_dir = config.run_dir
     assert run_dir is not None
     if (run_dir / "config.json").exists():
-        raise InputError(f"{run_dir} exists already; `train.py resume {run_dir}` goes on with it, --run-dir names another")
+        goes_on = next_command("train.py resume", run_dir, config.env)
+        raise InputError(f"{run_dir} exists already; {goes_on} goes on to the frames it was begun for, --run-dir names another")
     if run_dir.exists():
         raise InputError(f"{run_dir} exists already and is not a run; --run-dir names another")
     plan = plan_of(config)
     with contextlib.ExitStack() as undo:
         envs = open_envs(config, plan)
         undo.callback(envs.close)
+        envs.reset(_seeds(config, envs))  # games open while the agent is built
         agent = build_agent(algorithm, config, plan, envs.description)
         facts = {"protocol": dataclasses.asdict(envs.description.protocol), "versions": versions(), "commit": commit()}
         with _refused(f"--run-dir {run_dir} cannot be made"):
@@ -52,7 +55,8 @@ def new_run(algorithm: str, config: RunConfig[Any]) -> Run:
         undo.callback(lock.release)
         with _refused(f"--run-dir {run_dir} cannot be written"):
             save_config(run_dir / "config.json", algorithm, config, plan, facts)
-        run = _begin(config, envs, agent, lock)
+        run = _run(config, envs, agent, lock)
+        envs.wait()
         undo.pop_all()
     return run
 
@@ -119,7 +123,11 @@ def old_run(run_dir: Path, trusted: str | None = None) -> Run:
         envs = open_envs(config, plan)
         undo.callback(envs.close)
         agent = build_agent(algorithm, config, plan, envs.description)
-        run = _begin(config, envs, agent, lock, saved)
+        run = _run(config, envs, agent, lock)
+        if saved is None:
+            envs.reset(_seeds(config, envs))
+        else:
+            run.load(saved, _seeds(config, envs))
         undo.pop_all()
     return run
 
@@ -163,16 +171,14 @@ def open_envs(config: RunConfig[Any], plan: Plan) -> WorkerEnvs:
     )
 
 
-def _begin(config: RunConfig[Any], envs: WorkerEnvs, agent: Agent, lock: Lock, saved: Path | None = None) -> Run:
+def _run(config: RunConfig[Any], envs: WorkerEnvs, agent: Agent, lock: Lock) -> Run:
     assert config.run_dir is not None
     periods = config.total_frames, config.checkpoint_frames
-    run = Run(config.run_dir, *periods, envs, agent, lock=lock, save_replay=config.save_replay)
-    seeds = [training_seeds(config.seed, slot, task) for slot, task in enumerate(envs.tasks)]
-    if saved is None:
-        envs.reset(seeds)
-    else:
-        run.load(saved, seeds)
-    return run
+    return Run(config.run_dir, *periods, envs, agent, lock=lock, save_replay=config.save_replay)
+
+
+def _seeds(config: RunConfig[Any], envs: WorkerEnvs) -> list[Iterator[int]]:
+    return [training_seeds(config.seed, slot, task) for slot, task in enumerate(envs.tasks)]
 
 
 def training_seeds(seed: int, slot: int, task: str) -> Iterator[int]:

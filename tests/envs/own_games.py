@@ -65,6 +65,31 @@ class Failing(Squares):
         return super().step(action)
 
 
+class OldReset(Squares):
+    """Opens a game as Gym did before its version 0.26, but for the one that is only drawn to see how large it is."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        picture, info = super().reset(seed=seed)
+        return picture if seed else (picture, info)
+
+
+class Unopened(Squares):
+    """Raises when it opens its first game, but for the one that is only drawn to see how large it is."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        if seed:
+            raise ValueError("there is no first square")
+        return super().reset(seed=seed)
+
+
+class Growing(Squares):
+    """Its third step shows more than it says."""
+
+    def picture(self, action: int) -> np.ndarray:
+        picture = super().picture(action)
+        return np.concatenate([picture, picture]) if self.step_count == 3 else picture
+
+
 class Refused(Squares):
     """No agent of ours can play it. Of two processes that make it, the one that was started last takes a second more."""
 
@@ -211,6 +236,7 @@ class HugeReward(Numbers):
         return 1e30 if self.step_count == 40 else 1.0
 
 
-OWN = (Squares, Unseen, Failing, Refused, LongToOpen, LongToSeed, LongToMake, Stuck, Lost, Kept, Doomed, Unborn)
-for kind in (*OWN, Numbers, Brief, NaNReward, InfiniteObservation, HugeReward):
+OPENING = (OldReset, Unopened, Unborn, LongToOpen, LongToSeed, LongToMake)
+OWN = (Squares, Unseen, Failing, Growing, Refused, Stuck, Lost, Kept, Doomed)
+for kind in (*OPENING, *OWN, Numbers, Brief, NaNReward, InfiniteObservation, HugeReward):
     gymnasium.register(f"{kind.__name__}-v0", f"tests.envs.own_games:{kind.__name__}", disable_env_checker=True)
