@@ -70,7 +70,7 @@ def channels_last(module: nn.Module) -> None:
 
 
 def lowered(network: nn.Module, precision: torch.dtype) -> nn.Module:
-    """A copy with its convolutions and dense layers in `precision`, but for the heads; other weights are shared."""
+    """A copy with its convolutions, dense layers and tables in `precision`, but for the heads; other weights are shared."""
     low = copy.deepcopy(network)
     for module in low.modules():
         if isinstance(module, nn.Linear | nn.Conv2d) and not isinstance(module, Head):
@@ -78,6 +78,8 @@ def lowered(network: nn.Module, precision: torch.dtype) -> nn.Module:
     for weight, own in zip(network.parameters(), low.parameters(), strict=True):
         if own.dtype == weight.dtype:
             own.data = weight.data
+    for table in low.buffers():
+        table.data = table.data.to(precision)
     return low
 
 
@@ -236,8 +238,7 @@ class RamMLP(nn.Module):
 
     def forward(self, stacks: Tensor) -> Tensor:
         """(B, depth, 128) uint8 -> (B, features)."""
-        views = self.views.to(_precision(self.mlp.layers))
-        features: Tensor = self.mlp(nn.functional.embedding(stacks.flatten(1).int(), views).flatten(1))
+        features: Tensor = self.mlp(nn.functional.embedding(stacks.flatten(1).int(), self.views).flatten(1))
         return features
 
 
