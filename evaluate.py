@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from training import missing
+
 try:
     import tyro
 except ModuleNotFoundError as error:
-    from training import missing
-
     print(f"evaluate.py: {missing.advice(error)}", file=sys.stderr)
     raise SystemExit(2) from None
 
@@ -50,6 +50,9 @@ def main(args: Sequence[str]) -> int:
         except InputError as error:
             print(f"evaluate.py: {error}", file=sys.stderr)
             return error.exit_code
+    except ModuleNotFoundError as error:
+        print(f"evaluate.py: {missing.advice(error)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:  # while the imports run, too, which take seconds
         print("evaluate.py: stopped; no scores were written", file=sys.stderr)
         return 130

@@ -22,14 +22,8 @@ usage: python train.py {{{algorithms}}} --env ID [flags]    train a new agent
 def main(args: Sequence[str]) -> int:
     """Run a command line; returns the exit code."""
     try:
-        try:
-            from envs.contract import InputError
-            from training.loop import Stopped
-        except ModuleNotFoundError as error:
-            from training import missing
-
-            print(f"train.py: {missing.advice(error)}", file=sys.stderr)
-            return 2
+        from envs.contract import InputError
+        from training.loop import Stopped
 
         try:
             return _run(args)
@@ -39,6 +33,11 @@ def main(args: Sequence[str]) -> int:
         except Stopped as stop:
             print(f"train.py: {stop}", file=sys.stderr)
             return stop.exit_code
+    except ModuleNotFoundError as error:
+        from training import missing
+
+        print(f"train.py: {missing.advice(error)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:  # while the imports run, too, which take seconds
         return 130
 
@@ -105,7 +104,7 @@ def _train(algorithm: str, args: Sequence[str]) -> int:
     config.check()
     if config.run_dir is None:
         config = dataclasses.replace(config, run_dir=default_run_dir(config.env, algorithm, config.seed))
-    return _finish(start.new_run(algorithm, config))
+    return _finish(start.new_run(algorithm, config, lambda line: print(line, file=sys.stderr)))
 
 
 def _resume(args: Sequence[str]) -> int:

@@ -178,7 +178,7 @@ class OnPolicyAgent(ABC):
 
     @property
     def updates(self) -> int:
-        """Updates whose metrics were returned."""
+        """Updates whose metrics are known."""
         return self.learner.updates
 
     @property

@@ -73,15 +73,15 @@ class RegisteredGame:
             raise self._breach(f"an observation of shape {np.shape(value)}, and its observation_space is {self._space}")
         observation[...] = np.moveaxis(value, -1, 0) if self._image else value
 
-    def _breach(self, returned: str) -> InputError:
+    def _breach(self, returned: str) -> ValueError:
         """Of Gymnasium's API, by an environment that may be the user's own."""
-        return InputError(f"{self.description.protocol.env} returned {returned}")
+        return ValueError(f"{self.description.protocol.env} returned {returned}")
 
     def reset(self, seed: int | None, observation: NDArray[np.generic], extra: NDArray[np.float32]) -> None:
         """Open an episode.
 
         Raises:
-            InputError: the environment breaks Gymnasium's API.
+            ValueError: the environment breaks Gymnasium's API.
         """
         self._frames.clear()
         returned: Any = self._env.reset(seed=seed)
@@ -93,7 +93,7 @@ class RegisteredGame:
         """Play one step; an environment of this family counts one emulator frame a step.
 
         Raises:
-            InputError: the observation is not of its space's shape.
+            ValueError: the observation is not of its space's shape.
         """
         value, reward, terminated, truncated, _ = self._env.step(self._first_action + action)
         self._write(value, observation)

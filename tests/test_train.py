@@ -353,11 +353,24 @@ def test_a_run_that_could_not_be_begun_leaves_nothing(
     assert let_go == ["Lock", "WorkerEnvs"]
 
 
-def test_a_game_that_cannot_be_opened_leaves_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert train.main(["ppo", "--env", "tests.envs.own_games:OldReset-v0", "--torso", "impala", "--run-dir", "run"]) == 2
-    assert "OldReset-v0 returned no (observation, info) from reset" in capsys.readouterr().err
-    with pytest.raises(WorkerError, match="no first square"):
-        train.main(["ppo", "--env", "tests.envs.own_games:Unopened-v0", "--torso", "impala", "--run-dir", "run"])
+@pytest.mark.parametrize(
+    ("name", "said"), [("OldReset", r"returned no \(observation, info\) from reset"), ("Unopened", "there is no first square")]
+)
+def test_a_game_that_cannot_be_opened_leaves_nothing(name: str, said: str) -> None:
+    with pytest.raises(WorkerError, match=said):
+        train.main(["ppo", "--env", f"tests.envs.own_games:{name}-v0", "--torso", "impala", "--run-dir", "run"])
+    assert not Path("run").exists()
+
+
+def test_a_run_that_is_ended_while_its_games_open_leaves_nothing() -> None:
+    env = "tests.envs.own_games:LongToOpen-v0"
+    command = [sys.executable, str(ROOT / "train.py"), "ppo", "--env", env, "--torso", "impala", "--run-dir", "run"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    wait_for(lambda: Path("run/config.json").exists())
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert said == "run: opening 8 games\n"
     assert not Path("run").exists()
 
 

@@ -295,8 +295,9 @@ def load_config(path: Path, trusted: str | None = None) -> tuple[str, RunConfig[
             _check_types(part)
         _check_plan(plan, agent.num_envs)
     except FileNotFoundError as error:
-        above = [f"; nearest: {folder}" for folder in path.parent.parents if (folder / path.name).exists()]
-        raise InputError(f"{path.parent} is not a run: it has no config.json{''.join(above[:1])}") from error
+        checkpoints = path.parent.parent  # if it is one of a run's checkpoints that was named
+        nearest = f"; nearest: {checkpoints.parent}" if checkpoints.name == "checkpoints" else ""
+        raise InputError(f"{path.parent} is not a run: it has no config.json{nearest}") from error
     except _MISFITS as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(

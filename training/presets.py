@@ -1,5 +1,6 @@
 """Settings to start from, for an algorithm on a kind of game. A flag on the command line changes each."""
 
+import dataclasses
 from typing import Any
 
 from agents import registry as agents
@@ -44,7 +45,7 @@ _GAMES: dict[str, dict[str, Any]] = {
 def preset(algorithm: str, env_id: str) -> Any:
     """The algorithm's config for a game: its defaults, changed for the kind of observation and then for the game.
 
-    An algorithm that stands in none of the tables has its defaults, and what a game itself wants.
+    An algorithm that stands in none of the tables has its defaults, and what a game itself wants of the settings that it has.
     """
     rom = atari.rom_of(env_id)
     if rom is not None:
@@ -52,4 +53,6 @@ def preset(algorithm: str, env_id: str) -> Any:
     else:
         tasks = len(registry.tasks_of(env_id))
         kind, own = _WORLDS if registry.is_world(env_id) else _OTHERS, {"num_envs": tasks} if tasks > 1 else {}
-    return agents.ALGORITHMS[algorithm].config(**(kind.get(algorithm, {}) | own))
+    config = agents.ALGORITHMS[algorithm].config
+    known = {field.name for field in dataclasses.fields(config)}
+    return config(**(kind.get(algorithm, {}) | {name: value for name, value in own.items() if name in known}))

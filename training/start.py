@@ -5,8 +5,10 @@ import dataclasses
 import itertools
 import os
 import shutil
+import signal
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -27,8 +29,13 @@ from training.lock import Lock
 from training.loop import Run
 
 
-def new_run(algorithm: str, config: RunConfig[Any]) -> Run:
-    """Open a run in a directory of its own.
+def new_run(algorithm: str, config: RunConfig[Any], say: Callable[[str], None] = lambda _: None) -> Run:
+    """Open a run in a directory of its own, which goes again where a game cannot be opened, or SIGTERM or Ctrl-C comes before.
+
+    Args:
+        algorithm: Its name.
+        config: With the directory.
+        say: Is told that games open, which may take minutes.
 
     Raises:
         InputError: the directory exists, or the environment cannot be had; nothing was created.
@@ -42,7 +49,7 @@ def new_run(algorithm: str, config: RunConfig[Any]) -> Run:
     if run_dir.exists():
         raise InputError(f"{run_dir} exists already and is not a run; --run-dir names another")
     plan = plan_of(config)
-    with contextlib.ExitStack() as undo:
+    with _ended_by_sigterm(), contextlib.ExitStack() as undo:
         envs = open_envs(config, plan)
         undo.callback(envs.close)
         envs.reset(_seeds(config, envs))  # games open while the agent is built
@@ -56,9 +63,20 @@ def new_run(algorithm: str, config: RunConfig[Any]) -> Run:
         with _refused(f"--run-dir {run_dir} cannot be written"):
             save_config(run_dir / "config.json", algorithm, config, plan, facts)
         run = _run(config, envs, agent, lock)
+        say(f"{run_dir}: opening {envs.num_envs} games")
         envs.wait()
         undo.pop_all()
     return run
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM unwind, as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def plan_of(config: RunConfig[Any]) -> Plan:

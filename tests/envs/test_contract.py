@@ -295,7 +295,7 @@ def test_long_skips_can_be_recorded():
 def test_an_observation_that_is_not_of_its_space_is_refused():
     with WorkerEnvs("tests.envs.own_games:Growing-v0", 1) as envs:
         envs.reset([[1]])
-        with pytest.raises(InputError, match=r"Growing-v0 returned an observation of shape \(24, 16, 3\), and its"):
+        with pytest.raises(WorkerError, match=r"Growing-v0 returned an observation of shape \(24, 16, 3\), and its"):
             for _ in range(4):
                 envs.recv(0)
                 envs.send(np.zeros(1, int), 0)
@@ -326,7 +326,7 @@ def test_a_game_that_raises_tells_the_trainer():
         ("bowling-ram-v0", "nearest: Bowling-ram-v0"),
         ("CartPol-v1", "nearest: CartPole-v1"),
         ("%&/", "no id comes near it"),
-        ("xy", "no id comes near it"),
+        ("oo", "no id comes near it"),
         ("rooms", "nearest: .*rooms_watermaze"),
         ("Pendulum-v1", r"Pendulum-v1: its actions are Box\(.*expected Discrete"),
         ("FrozenLake-v1", r"FrozenLake-v1: its observation is Discrete\(16\); expected an image"),
