@@ -21,7 +21,7 @@ _LONGEST = 2**31 - 1  # milliseconds, that a poll can wait
 # A worker computes on one core, where Mesa draws for it too, opens no window, and makes no sound: to look for a sound server is
 # enough for JACK's library to leave a folder in shared memory.
 _HEADLESS = {"SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy", "ALSOFT_DRIVERS": "null"}
-_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0", **_HEADLESS}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0", **_HEADLESS}
 
 
 class WorkerError(RuntimeError):
@@ -66,7 +66,7 @@ class WorkerHandle(Channel):
             [sys.executable, "-P", "-m", "envs.worker_process", str(memory), str(commands), str(replies)],
             pass_fds=(memory, commands, replies),
             stdin=subprocess.DEVNULL,
-            env={**os.environ, **_ENVIRONMENT, **folders, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))},
+            env={**os.environ, **ENVIRONMENT, **folders, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))},
             start_new_session=True,  # Ctrl-C is for the trainer, which ends its workers itself
         )
         os.close(commands)

@@ -3,6 +3,7 @@
 Whatever could crash or take long to import is tried in a process of its own.
 """
 
+import os
 import platform
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from agents.replay import bytes_per_step
 from agents.storage import free_memory
 from agents.torch_setup import pick_precision
 from envs import atari
+from envs.worker_handle import ENVIRONMENT
 
 _SECONDS = 60  # for one probe
 _REPLAY = 1_000_000 * bytes_per_step((1, atari.SIDE, atari.SIDE), torch.uint8)  # DQN's default, in bytes
@@ -92,11 +94,12 @@ def _memory() -> Finding:
 
 
 def _probe(subject: str, package: str, code: str, mend: str) -> Finding:
-    """Try a family or a package in a process of its own."""
+    """Try a family or a package in a process of its own, which finds what a worker finds."""
     try:
         with tempfile.TemporaryDirectory() as folder:  # ViZDoom leaves its settings where it is started
             command = [sys.executable, "-c", code]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False, cwd=folder)
+            env = {**os.environ, **ENVIRONMENT}
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False, cwd=folder, env=env)
     except subprocess.TimeoutExpired:
         return Finding(subject, False, f"did not answer for {_SECONDS} seconds; {mend}")
     if done.returncode == 0:
