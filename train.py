@@ -49,8 +49,8 @@ def _run(args: Sequence[str]) -> int:
     from envs.contract import InputError
 
     verbs = [*ALGORITHMS, "resume", "doctor"]
-    own = args[1:] if args and args[0] in ("resume", "doctor") else args[:1]  # an algorithm's flags are asked of tyro
-    if not args or list(own) in (["-h"], ["--help"]):
+    asked = args[1:] if args and args[0] in ("resume", "doctor") else args[:1]  # an algorithm's own help is tyro's
+    if not args or list(asked) in (["-h"], ["--help"]):
         _show_usage()
         return 0 if args else 2
     if args[0] not in verbs:

@@ -47,7 +47,7 @@ class Learner:
         self.updates = 0
         """Updates whose metrics are known."""
         self._update, self._network, self._rollout = update, network, rollout
-        self._beside = Beside(device) if self.lag else None
+        self._beside = _Beside(device) if self.lag else None
         self._taken = False  # whether `past` is the rollout that has just been filled
         self._running: Future[Update] | None = None  # an update that has begun, and whose metrics have not been returned
         self._rate = 0.0  # of that update
@@ -147,14 +147,14 @@ class Learner:
             self._running = _at_once(lambda _: Update([*metrics], torch.tensor([*metrics.values()]), {}), self._rate)
 
 
-class Beside:
-    """Calls functions beside what is done meanwhile: in a stream of its own on a GPU, in a thread of its own elsewhere."""
+class _Beside:
+    """Makes updates beside what is done meanwhile: in a stream of its own on a GPU, in a thread of its own elsewhere."""
 
     def __init__(self, device: torch.device) -> None:
-        """Start the thread when it is first needed."""
         self._stream = cuda_stream(device)
-        threaded = self._stream is None
-        self._pool = ThreadPoolExecutor(1, "learner", initializer=lambda: torch.set_num_threads(1)) if threaded else None
+        self._pool = None  # whose thread starts when it is first needed
+        if self._stream is None:
+            self._pool = ThreadPoolExecutor(1, "learner", initializer=lambda: torch.set_num_threads(1))
 
     def run(self, update: Callable[[float], Update], rate: float) -> Future[Update]:
         """Begin an update; on a GPU all of it is on its way when this returns."""
