@@ -59,13 +59,15 @@ def main(args: Sequence[str]) -> int:
 
 
 def _evaluate(args: Sequence[str]) -> int:
-    from rich.console import Console
-
-    from evaluation import session
     from training import command_line
     from training.config import check_path
 
     options = command_line.parse(Options, args, prog="evaluate.py")
+
+    from rich.console import Console
+
+    from evaluation import session  # behind the command line: plots and statistics take a second to import, and --help has none
+
     if options.out is not None:
         check_path("--out", options.out)
     session.check(options.runs, options.episodes, options.videos, options.blind_games, options.seed)

@@ -97,7 +97,8 @@ def _train(algorithm: str, args: Sequence[str]) -> int:
         options = registry.game_class(env).options_of(env)
         rules = {name: getattr(options, name) for name in RULE_FLAGS}
     preset = presets.preset(algorithm, env or "")
-    kind = RunConfig[ALGORITHMS[algorithm].config]
+    run_config: Any = RunConfig  # of a class that is known here only
+    kind = run_config[ALGORITHMS[algorithm].config]
     default = RunConfig(env=tyro.MISSING if env is None else env, agent=preset, **rules)
     values = "" if env else "The values shown are those of no game in particular; with --env ID, those that would run."
     config = command_line.parse(kind, args, prog=f"train.py {algorithm}", default=default, description=values)

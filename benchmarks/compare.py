@@ -69,8 +69,7 @@ def train(tree: Path, algorithm: str, options: Options, pipe: Connection) -> Non
         agent = build_agent(algorithm, config, plan, envs.description)
         envs.reset([[seed] for seed in game_seeds(0, 1, range(options.num_envs))])
         updates = (None for turn in Turns(envs, agent, Clock()) if turn.metrics is not None)
-        while not agent.updates:
-            next(updates)
+        next(updates)
         pipe.send("ready")
         with contextlib.suppress(EOFError):  # the end
             while True:

@@ -86,7 +86,8 @@ def _bare_atari(env_id: str, *, raw: bool) -> gymnasium.Env[Any, Any]:
     game, ram = env_id.replace("-ram", ""), "-ram" in env_id
     skip = 4 if "NoFrameskip" in game else 1  # the others skip frames themselves
     if ram or raw:
-        return gymnasium.make(game, obs_type="ram" if ram else "rgb", **({"frameskip": skip} if skip > 1 else {}))
+        options: dict[str, Any] = {"obs_type": "ram" if ram else "rgb", **({"frameskip": skip} if skip > 1 else {})}
+        return gymnasium.make(game, **options)
     return AtariPreprocessing(gymnasium.make(game), noop_max=0, frame_skip=skip)
 
 

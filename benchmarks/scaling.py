@@ -184,8 +184,8 @@ def full_replay(bench: Bench, steps: int) -> Replay:
     picture = np.random.default_rng(0).integers(0, 256, (size, *game.observation_shape), np.uint8)
     no = np.zeros(size, np.bool_)
     for t in range(memory.rows):
-        memory.put_frame(t, every, picture, np.zeros((size, game.extra_size)), no if t % 500 else ~no)
-        memory.put_outcome(t, every, np.zeros(size), no, no, ~no)
+        memory.put_frame(t, every, picture, np.zeros((size, game.extra_size), np.float32), no if t % 500 else ~no)
+        memory.put_outcome(t, every, np.zeros(size, np.float32), no, no, ~no)
     memory.newest = memory.complete = memory.rows - 1
     return memory
 

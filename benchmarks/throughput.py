@@ -42,6 +42,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 import torch
 import tyro
+from gymnasium.spaces import Discrete
 from sb3 import stable_baselines3
 from torch import Tensor, nn
 from turns import Part, Work, rate, take_turns
@@ -263,7 +264,7 @@ class Bench:
                 with torch.no_grad():
                     _outputs(agent, agent.target, own)
             outputs = _outputs(agent, network, own)
-            loss = sum(output.square().sum() for output in outputs) / self.batch
+            loss = torch.stack([output.square().sum() for output in outputs]).sum() / self.batch
             torch.autograd.backward(loss)
             return {"loss": loss.detach()}
 
@@ -329,7 +330,9 @@ def vector_env(rom: str, num_envs: int) -> Iterator[Work]:
 
     envs = AtariVectorEnv(rom, num_envs, repeat_action_probability=0.25, use_fire_reset=False, reward_clipping=False)
     envs.reset(seed=0)
-    actions = np.random.default_rng(0).integers(envs.single_action_space.n, size=(997, num_envs))
+    space = envs.single_action_space
+    assert isinstance(space, Discrete)
+    actions = np.random.default_rng(0).integers(space.n, size=(997, num_envs))
     step = 0
 
     def play() -> int:
