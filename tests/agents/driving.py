@@ -58,6 +58,9 @@ def describe(
     )
 
 
+GAMES = {"pixels": describe((1, 40, 40), "uint8"), "ram": describe((16,), "uint8"), "vector": describe((5,))}
+
+
 def split(num_envs: int, groups: int) -> tuple[slice, ...]:
     """Slots of each group."""
     size = num_envs // groups
@@ -232,6 +235,27 @@ def drive(agent: Agent, envs: Any, steps: int) -> list[dict[str, float]]:
 def play_tape(agent: Agent, tape: Tape) -> list[dict[str, float]]:
     """Drive an agent through a whole tape, from its beginning."""
     return drive(agent, tape.rewind(len(tape.groups)), tape.length)
+
+
+def learn(
+    algorithm: str,
+    game: GameDescription,
+    device: torch.device | str,
+    precision: torch.dtype = torch.float32,
+    memory: str = "none",
+    rollouts: int = 1,
+    lag: int = 0,
+) -> tuple[Any, NDArray[np.integer[Any]], list[dict[str, float]]]:
+    """Some rollouts' worth of a run of four games; returns the agent, its actions and the metrics."""
+    steps = 16
+    sizes = {"rollout_steps": steps, "minibatches": 1, "epochs": 1, "batch_size": 16, "update_steps": 16}
+    config = configure(algorithm, num_envs=4, frame_stack=2, learning_rate=1e-3, memory=memory, lag=lag, **sizes)
+    agent = build(algorithm, game, config, groups=2, total_frames=400, device=str(device), precision=precision)
+    kind = {"shape": game.observation_shape, "dtype": game.observation_dtype, "extra": game.extra_size}
+    tape = draw_tape(steps * rollouts + 1, 4, **kind, tokens=game.num_tokens).rewind(2)
+    rows = play_tape(agent, tape)
+    assert agent.updates > 0
+    return agent, tape.actions[:-1], rows
 
 
 def inputs_of(stacks: torch.Tensor, extra: torch.Tensor | None = None) -> tuple[Inputs, torch.Tensor]:

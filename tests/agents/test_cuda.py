@@ -8,47 +8,15 @@ import pytest
 import torch
 
 from agents import cuda_graphs
-from agents.agent import Setting
 from agents.networks import ActorCritic, Inputs, lowered
 from agents.registry import ALGORITHMS
 from agents.replay import Replay
-from tests.agents.driving import configure, decide, describe, draw_tape, inputs_of, play_tape, same, split
+from tests.agents.driving import GAMES, decide, draw_tape, inputs_of, learn, play_tape, same
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
 ]
-GAMES = {"pixels": describe((1, 40, 40), "uint8"), "ram": describe((16,), "uint8"), "vector": describe((5,))}
-SETTINGS = {
-    "num_envs": 4,
-    "rollout_steps": 16,
-    "frame_stack": 2,
-    "learning_rate": 1e-3,
-    "minibatches": 1,
-    "epochs": 1,
-    "batch_size": 16,
-    "update_steps": 16,
-}
-
-
-def learn(algorithm, game, device, precision=torch.float32, memory="none", rollouts=1, lag=0):
-    """Some rollouts' worth of a run; returns the agent, its actions and the metrics."""
-    setting = Setting(
-        game=game,
-        num_envs=4,
-        groups=split(4, 2),
-        total_frames=400,
-        seed=1,
-        device=torch.device(device),
-        precision=precision,
-        learn_threads=1,
-    )
-    agent = ALGORITHMS[algorithm].build(configure(algorithm, **SETTINGS, memory=memory, lag=lag), setting)
-    kind = {"shape": game.observation_shape, "dtype": game.observation_dtype, "extra": game.extra_size}
-    tape = draw_tape(16 * rollouts + 1, 4, **kind, tokens=game.num_tokens).rewind(2)
-    rows = play_tape(agent, tape)
-    assert agent.updates > 0
-    return agent, tape.actions[:-1], rows
 
 
 @pytest.mark.parametrize("game", GAMES)
