@@ -20,6 +20,7 @@ THERE, _HERE = torch.device("cuda"), torch.device("cpu")
 # What takes tensors of either device; its result is where the first is
 _COPIES = {Tensor.copy_, Tensor.to, Tensor.__setitem__, Tensor.__getitem__, torch._foreach_copy_}
 _WAITS = {Tensor.item, Tensor.tolist, Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__}
+_waited: list[str] = []
 _recording = False
 
 
@@ -56,8 +57,8 @@ class _Stream:
 
 
 @contextlib.contextmanager
-def device_elsewhere() -> Iterator[None]:
-    """Inside, torch has the device `THERE`."""
+def device_elsewhere() -> Iterator[list[str]]:
+    """Inside, torch has the device `THERE`; gives the calls that waited for it, in their order."""
     changes: list[tuple[Any, str, Any]] = [
         (torch, "Generator", lambda device="cpu", make=torch.Generator: make()),  # theirs draws other numbers
         (nn.Module, "to", _move),
@@ -71,7 +72,9 @@ def device_elsewhere() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for owner, name, changed in changes:
             stack.enter_context(mock.patch.object(owner, name, changed))
-        yield stack.enter_context(_Calls())
+        stack.enter_context(_Calls())
+        _waited.clear()
+        yield _waited
 
 
 def _record(graphed: cuda_graphs.Graphed, *arguments: Tensor) -> dict[str, Tensor]:
@@ -102,7 +105,9 @@ def _call(function: Callable[..., Any], arguments: Any, named: Any) -> Any:
             return function(*arguments, **named)
         wanted = _device_asked_for(function, arguments, named)
         if any(away):
-            _refuse(function, given, away, waits=function in _WAITS or wanted == _HERE, draws="generator" in named)
+            waits = function in _WAITS or wanted == _HERE
+            _waited.extend([function.__name__] * waits)
+            _refuse(function, given, away, waits=waits, draws="generator" in named)
         if wanted in (_HERE, THERE):
             return _moved(function, arguments, named, given, there=wanted == THERE)
         result = function(*arguments, **named)

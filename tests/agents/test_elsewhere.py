@@ -105,6 +105,25 @@ def test_a_replay_that_does_not_fit_there_is_learned_from_alike(game, monkeypatc
         assert its_row == pytest.approx(row, rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.parametrize("lag", [0, 1])
+def test_ppo_does_not_wait_between_gradient_steps(lag):
+    waited = []
+    for settings in ({"epochs": 1}, {"epochs": 2, "minibatches": 2}):
+        with device_elsewhere() as waits:
+            learn("ppo", GAMES["ram"], THERE, rollouts=3, lag=lag, **settings)
+        waited.append(sorted(waits))
+    assert waited[0] == waited[1]
+    assert waited[0].count("tolist") == 3 - lag  # for the metrics of an update
+
+
+def test_dqn_waits_once_for_updates_in_a_row():
+    with device_elsewhere() as waits:
+        agent, actions, _ = learn("dqn", GAMES["ram"], THERE, rollouts=3, update_steps=1)
+    for_actions = waits.count("cpu")
+    assert for_actions <= 2 * len(actions) + 1  # two groups
+    assert len(waits) - for_actions < 0.7 * agent.updates  # a turn is two steps; whether the last one's loss is finite
+
+
 def test_what_lies_on_two_devices_does_not_meet():
     with device_elsewhere():
         here, there = torch.ones(2), torch.ones(2, device=THERE)
