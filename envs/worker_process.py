@@ -19,21 +19,25 @@ class Worker:
     """A worker process: plays its games when told to."""
 
     def __init__(self, channel: Channel) -> None:
-        """Make the games of the order that comes first, and say what they are."""
+        """Read the order that comes first."""
         order = channel.read_message()
         if order["core"] is not None:
             keep_to({order["core"]})  # before the games: their engines inherit it
-        options = ProtocolOptions(**with_tuples(order["options"]))
+        self._options = ProtocolOptions(**with_tuples(order["options"]))
         self._channel = channel
         self._slots: list[list[int]] = order["slots"]
         self._record: list[int] = order["record"]
         self._games: dict[int, Game] = {}
-        self._clones = [slot for slot, env_id in order["ids"] if registry.clones(env_id)]
+        self._ids: list[tuple[int, str]] = order["ids"]
+        self._clones = [slot for slot, env_id in self._ids if registry.clones(env_id)]
         self._over: dict[int, bool] = {}
-        for slot, env_id in order["ids"]:
-            channel.check_other_side()  # hundreds of games take minutes, here and where they open
-            self._games[slot] = registry.make_game(env_id, options)
-        channel.write_message(asdict(next(iter(self._games.values())).description))
+
+    def make_games(self) -> None:
+        """Make them, and say what they are."""
+        for slot, env_id in self._ids:
+            self._channel.check_other_side()  # hundreds of games take minutes, here and where they open
+            self._games[slot] = registry.make_game(env_id, self._options)
+        self._channel.write_message(asdict(next(iter(self._games.values())).description))
 
     def serve(self, memory_fd: int) -> None:
         """Map the memory when its layout is known, and obey until the trainer is gone."""
@@ -132,8 +136,9 @@ def _live(channel: Channel, memory: int) -> None:
         told = False
         try:
             worker = Worker(channel)
-            told = True
             end.callback(worker.close)
+            worker.make_games()
+            told = True
             worker.serve(memory)
         except BrokenPipeError:
             raise

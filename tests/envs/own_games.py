@@ -153,11 +153,14 @@ class Lost(Squares):
 
 
 class Kept(Squares):
-    """Leaves a file for as long as it is not closed."""
+    """Leaves a file for as long as it is not closed; there may be so many of them."""
 
     def __init__(self, render_mode: str | None = None) -> None:
         super().__init__(render_mode)
-        self.kept = Path(os.environ["KEPT"]) / f"{os.getpid()}-{id(self)}"
+        folder = Path(os.environ["KEPT"])
+        if len(list(folder.iterdir())) == int(os.environ.get("MOST_KEPT", "9")):
+            raise ValueError("too many are kept")
+        self.kept = folder / f"{os.getpid()}-{id(self)}"
         self.kept.touch()
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:

@@ -321,6 +321,14 @@ def test_games_are_closed(action, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_games_are_closed_where_another_cannot_be_made(tmp_path, monkeypatch):
+    monkeypatch.setenv("KEPT", str(tmp_path))
+    monkeypatch.setenv("MOST_KEPT", "2")
+    with pytest.raises(WorkerError, match="too many are kept"):
+        WorkerEnvs("tests.envs.own_games:Kept-v0", 3, num_workers=1)
+    assert not list(tmp_path.iterdir())
+
+
 def test_making_games_has_time_for_each_of_them(monkeypatch):
     monkeypatch.setattr("envs.worker_handle.HANG_SECONDS", 2.0)
     with WorkerEnvs("tests.envs.own_games:LongToMake-v0", 6, num_workers=1) as envs:
