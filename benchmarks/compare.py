@@ -66,10 +66,11 @@ def train(tree: Path, algorithm: str, options: Options, pipe: Connection) -> Non
     config = RunConfig(options.env, settings, device="cpu", precision=options.precision)
     plan = plan_of(config)
     with open_envs(config, plan) as envs:
-        agent = build_agent(algorithm, config, plan, envs.description)
+        agent: Any = build_agent(algorithm, config, plan, envs.description)
         envs.reset([[seed] for seed in game_seeds(0, 1, range(options.num_envs))])
         updates = (None for turn in Turns(envs, agent, Clock()) if turn.metrics is not None)
-        next(updates)
+        while not agent.updates:  # DQN has metrics while it fills its replay
+            next(updates)
         pipe.send("ready")
         with contextlib.suppress(EOFError):  # the end
             while True:

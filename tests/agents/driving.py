@@ -247,7 +247,7 @@ def learn(
     lag: int = 0,
     **settings: int,
 ) -> tuple[Any, NDArray[np.integer[Any]], list[dict[str, float]]]:
-    """Some rollouts' worth of a run of four games, a gradient step each; returns the agent, its actions and the metrics."""
+    """Some rollouts' worth of a run of four games; returns the agent, its actions and the metrics."""
     steps = 16
     sizes = {"rollout_steps": steps, "minibatches": 1, "epochs": 1, "batch_size": 16, "update_steps": 16, **settings}
     config = configure(algorithm, num_envs=4, frame_stack=2, learning_rate=1e-3, memory=memory, lag=lag, **sizes)
