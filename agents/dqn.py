@@ -257,7 +257,7 @@ class DQN:
         given: tuple[Tensor, ...] = self.replay.look_up(t, slots, self.config.n_step, self.config.discount)
         if not self._gathers:
             given = self.replay.gather(*given)
-        # Without `non_blocking` each copy would wait for the update before it
+        # Else each copy to a GPU would wait for the update before it
         return self._graphed_step(*(part.to(self.setting.device, non_blocking=True) for part in given))["losses"]
 
     def _gather_and_step(self, places: Tensor, outcomes: Tensor) -> dict[str, Tensor]:

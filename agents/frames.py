@@ -71,5 +71,5 @@ def blacken(stacks: Tensor, black: Tensor) -> Tensor:
     if stacks.device.type == "cpu":  # numpy clears a frame in one piece, torch byte by byte
         stacks.numpy()[black.numpy()] = 0
         return stacks
-    black = black.to(stacks.device)
+    black = black.to(stacks.device, non_blocking=True)
     return stacks.masked_fill_(black.view(*black.shape, *[1] * (stacks.dim() - black.dim())), 0)

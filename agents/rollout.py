@@ -149,7 +149,7 @@ class Rollout:
     def inputs_at(self, t: int, slots: slice) -> Inputs:
         """What the agent sees at step t: (1, slots, ...)."""
         _, *beside = self._views_at(t, slots)
-        return Inputs(self.stacks_at(t, slots)[None], *(view.to(self.frames.device) for view in beside))
+        return Inputs(self.stacks_at(t, slots)[None], *(view.to(self.frames.device, non_blocking=True) for view in beside))
 
     def stacks_at(self, t: int, slots: slice) -> Tensor:
         """Observations of step t as the agent sees them: (slots, depth, *shape); may be what is stored itself."""
