@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from agents.agent import Agent, Decision, Player, Setting
 from agents.networks import Inputs
 from agents.registry import ALGORITHMS
+from agents.replay import Replay
 from agents.shards import SharedOptimizer, Threads, shares
 from envs.contract import VOCABULARY, GameDescription, GameProtocol, ProtocolOptions, TimeStep
 from envs.registered import RegisteredGame
@@ -257,6 +258,18 @@ def learn(
     rows = play_tape(agent, tape)
     assert agent.updates > 0
     return agent, tape.actions[:-1], rows
+
+
+def assert_holds_what_one_here_does(there: Replay, game: GameDescription) -> None:
+    """Copy a replay of another device to the CPU, and take the same transitions from both."""
+    t, slots = torch.tensor([3, 7, 9, 2]), torch.arange(4)
+    here = Replay(there.rows * 4, 4, there.depth, game)
+    here.newest, here.complete = there.newest, there.complete
+    here.put_steps(0, there.steps(0, there.newest + 1))
+    for left, right in zip(here.transitions(t, slots, 2, 0.9), there.transitions(t, slots, 2, 0.9), strict=True):
+        assert right.device.type == "cuda"
+        assert torch.equal(left, right.cpu())
+    assert torch.equal(here.seen_at(5, slice(0, 2))[0], there.seen_at(5, slice(0, 2))[0].cpu())
 
 
 def inputs_of(stacks: torch.Tensor, extra: torch.Tensor | None = None) -> tuple[Inputs, torch.Tensor]:

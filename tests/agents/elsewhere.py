@@ -127,7 +127,7 @@ def _call(function: Callable[..., Any], arguments: Any, named: Any) -> Any:
             return function(*arguments, **named)
         wanted = _device_asked_for(function, arguments, named)
         if any(away) or wanted == THERE:
-            _refuse(function, arguments, named, wanted)
+            _refuse(function, arguments, named, given, wanted)
         if wanted in (_HERE, THERE):
             return _moved(function, arguments, named, given, there=wanted == THERE)
         result = function(*arguments, **named)
@@ -135,35 +135,33 @@ def _call(function: Callable[..., Any], arguments: Any, named: Any) -> Any:
         return tree_map(lambda value: _there(value) if isinstance(value, Tensor) else value, result) if goes else result
 
 
-def _refuse(function: Callable[..., Any], arguments: Any, named: Any, wanted: torch.device | None) -> None:
+def _refuse(function: Callable[..., Any], arguments: Any, named: Any, given: list[Tensor], wanted: torch.device | None) -> None:
     """Refuse what torch refuses of tensors that are there."""
     name, generator = function.__name__, named.get("generator")
     if function in (Tensor.numpy, Tensor.__array__):
         raise TypeError(f"can't convert {THERE} device type tensor to numpy")
     if generator is not None and getattr(generator, "where", _HERE).type != THERE.type:
         raise RuntimeError(f"{name}: a generator of the CPU draws for {THERE}")
-    waits = _waits(function, arguments, named, wanted)
+    waits = _waits(function, arguments, named, given, wanted)
     _waited.extend([name] * waits)
     if _recording and (waits or generator is not None):
         raise RuntimeError(f"{name}: not while a graph is recorded")
     alone = {id(value) for value in (*arguments, *named.values())}  # where a number without dimensions may be of the CPU
-    tensors = [value for value in tree_iter((arguments, named)) if isinstance(value, Tensor)]
-    here = [value.shape for value in tensors if not isinstance(value, Elsewhere) and (value.dim() or id(value) not in alone)]
+    here = [value.shape for value in given if not isinstance(value, Elsewhere) and (value.dim() or id(value) not in alone)]
     reads_here = function is Tensor.__getitem__ and not isinstance(arguments[0], Elsewhere)
-    if here and len(here) < len(tensors) and (function not in _COPIES or reads_here):
+    if here and len(here) < len(given) and (function not in _COPIES or reads_here):
         raise RuntimeError(f"{name}: tensors of shapes {here} are on the CPU, others on {THERE}")
 
 
-def _waits(function: Callable[..., Any], arguments: Any, named: Any, wanted: torch.device | None) -> bool:
+def _waits(function: Callable[..., Any], arguments: Any, named: Any, given: list[Tensor], wanted: torch.device | None) -> bool:
     """Whether a call waits for the device: it tells the CPU something, copies between both, or makes as much as a mask says."""
-    tensors = [value for value in tree_iter((arguments, named)) if isinstance(value, Tensor)]
-    here = [not isinstance(value, Elsewhere) for value in tensors]
-    if not tensors:
+    here = [not isinstance(value, Elsewhere) for value in given]
+    if not given:
         copies = function in (torch.tensor, torch.as_tensor)  # of numbers of Python's
     elif wanted is not None:
         copies = here[0] == (wanted == THERE)
     else:
-        copies = function in _COPIES and any(value.dim() and is_here for value, is_here in zip(tensors, here, strict=True))
+        copies = function in _COPIES and any(value.dim() and is_here for value, is_here in zip(given, here, strict=True))
     index = arguments[1] if function in (Tensor.__getitem__, Tensor.__setitem__) else ()
     masks = any(isinstance(part, Tensor) and part.dtype == torch.bool for part in tree_iter(index))
     return function in _WAITS or masks or (copies and not named.get("non_blocking"))

@@ -10,8 +10,7 @@ import torch
 from agents import cuda_graphs
 from agents.networks import ActorCritic, Inputs, lowered
 from agents.registry import ALGORITHMS
-from agents.replay import Replay
-from tests.agents.driving import GAMES, decide, draw_tape, inputs_of, learn, play_tape, same
+from tests.agents.driving import GAMES, assert_holds_what_one_here_does, decide, draw_tape, inputs_of, learn, play_tape, same
 
 pytestmark = [
     pytest.mark.gpu,
@@ -91,15 +90,8 @@ def test_a_graph_takes_arguments_and_keeps_no_result():
 
 def test_replay_holds_pictures_on_the_device():
     agent, _, _ = learn("dqn", GAMES["pixels"], "cuda")
-    there = agent.replay
-    assert there.frames.device.type == "cuda"
-    t, slots = torch.tensor([3, 7, 9, 2]), torch.arange(4)
-    here = Replay(there.rows * 4, 4, there.depth, GAMES["pixels"])
-    here.newest, here.complete = there.newest, there.complete
-    here.put_steps(0, there.steps(0, there.newest + 1))
-    for left, right in zip(here.transitions(t, slots, 2, 0.9), there.transitions(t, slots, 2, 0.9), strict=True):
-        assert torch.equal(left, right.cpu())
-    assert torch.equal(here.seen_at(5, slice(0, 2))[0], there.seen_at(5, slice(0, 2))[0].cpu())
+    assert agent.replay.frames.device.type == "cuda"
+    assert_holds_what_one_here_does(agent.replay, GAMES["pixels"])
 
 
 @pytest.mark.parametrize("game", ["pixels", "ram"])

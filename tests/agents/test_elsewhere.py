@@ -9,8 +9,7 @@ import torch
 
 from agents.cuda_graphs import Graphed
 from agents.registry import ALGORITHMS
-from agents.replay import Replay
-from tests.agents.driving import GAMES, decide, draw_tape, learn, play_tape
+from tests.agents.driving import GAMES, assert_holds_what_one_here_does, decide, draw_tape, learn, play_tape
 from tests.agents.elsewhere import THERE, Elsewhere, device_elsewhere
 
 KINDS = [
@@ -65,16 +64,8 @@ def test_a_run_goes_on_there_and_back_here(algorithm):
 
 
 def test_a_replay_there_holds_what_one_here_does():
-    t, slots = torch.tensor([3, 7, 9, 2]), torch.arange(4)
     with device_elsewhere():
-        there = learn("dqn", GAMES["pixels"], THERE)[0].replay
-        here = Replay(there.rows * 4, 4, there.depth, GAMES["pixels"])
-        here.newest, here.complete = there.newest, there.complete
-        here.put_steps(0, there.steps(0, there.newest + 1))
-        for left, right in zip(here.transitions(t, slots, 2, 0.9), there.transitions(t, slots, 2, 0.9), strict=True):
-            assert right.device.type == THERE.type
-            assert torch.equal(left, right.cpu())
-        assert torch.equal(here.seen_at(5, slice(0, 2))[0], there.seen_at(5, slice(0, 2))[0].cpu())
+        assert_holds_what_one_here_does(learn("dqn", GAMES["pixels"], THERE)[0].replay, GAMES["pixels"])
 
 
 @pytest.mark.parametrize("game", GAMES)
