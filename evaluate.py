@@ -84,7 +84,7 @@ def _evaluate(args: Sequence[str]) -> int:
         command=shlex.join(["python", "evaluate.py", *args]),
         console=console,
     )
-    console.print(f"{out}/report.html", highlight=False)
+    console.print(f"{out}/report.html", highlight=False, markup=False)
     return 0
 
 

@@ -5,10 +5,11 @@ Source: Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Sta
 
 What differs from it:
 1. The sample is the games of one agent, not runs x tasks: an interval speaks for this agent, not for its algorithm.
-2. No interval is given where the games are too much alike: an interval over one game played many times says nothing.
+2. No interval is given where games are too few or too much alike: over a few games a percentile bootstrap covers the mean far
+   less often than it says (`docs/log.md`), and over one game played many times it says nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from scipy import stats
 
 RESAMPLES = 50_000
 CONFIDENCE = 0.95
+FEWEST = 10  # games with an interval
 BATCH = 1_000_000  # numbers drawn at a time: 8 MB, however many games there are
 
 
@@ -31,31 +33,35 @@ class Estimates:
     iqm: float
     """Interquartile mean: a quarter of the games is cut at either end (rounded down), and the rest averaged."""
     ci95: tuple[float, float] | None
-    """95 % percentile bootstrap interval of the mean; None where fewer than half of the games, or than two, are distinct."""
+    """95 % percentile bootstrap interval of the mean; None for fewer than ten games, where fewer than half of them are
+    distinct, and where all have one score."""
     distinct_games: int
-    """Number of distinct pairs of score and length."""
+    """Number of games that differ in what was played or in what it brought."""
 
 
-def summarize(returns: Sequence[float], frames: Sequence[int]) -> Estimates:
+def summarize(returns: Sequence[float], games: Sequence[Hashable]) -> Estimates:
     """Statistics of some games; the same games give the same figures.
 
     Args:
         returns: Score of each game, in the game's own points.
-        frames: Length of each game, in emulator frames.
+        games: What tells one game from another, for each; see `Episode.digest`.
 
     Raises:
-        ValueError: There are no games, or not one length a score.
+        ValueError: There are no games, or not one for each score.
     """
     if len(returns) == 0:
         raise ValueError("no games to summarize")
-    distinct = len(set(zip(returns, frames, strict=True)))
+    if len(returns) != len(games):
+        raise ValueError(f"{len(returns)} scores of {len(games)} games")
+    distinct = len(set(games))
     scores = np.asarray(returns, dtype=np.float64)
+    tells = len(scores) >= FEWEST and distinct >= len(scores) / 2 and scores.min() < scores.max()
     return Estimates(
         mean=float(scores.mean()),
         median=float(np.median(scores)),
         std=float(scores.std(ddof=1)) if len(scores) > 1 else None,
         iqm=float(stats.trim_mean(scores, 0.25)),
-        ci95=mean_interval(scores) if distinct >= max(2, len(scores) / 2) else None,
+        ci95=mean_interval(scores) if tells else None,
         distinct_games=distinct,
     )
 

@@ -1,13 +1,15 @@
 """Whole games, each with a seed of its own, played by a frozen player.
 
-Game i has seed `SeedSequence((1, seed, i))` and draws its actions from a generator of that seed, so that its result does not
-depend on which games are played beside it. Each slot plays a fixed list of games: taking whatever game ends first would count
-short games too often.
+Game i has seed `SeedSequence((1, seed, i))`, and its actions are drawn from a generator of its own, so that its result does not
+depend on which games are played beside it. That generator's seed begins with another number: many environments toss their own
+coins with `default_rng(seed)`, and a player with the same would know them. Each slot plays a fixed list of games: taking
+whatever game ends first would count short games too often.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from typing import Protocol
 
 import numpy as np
@@ -19,6 +21,7 @@ from envs.workers import WorkerEnvs
 
 MOST_SLOTS = 16  # games side by side
 _EVALUATION = 1  # purpose of the seeds; training's is 0
+_DRAWS = 2  # purpose of what actions are drawn with
 
 
 @dataclass
@@ -37,6 +40,8 @@ class Episode:
     """Whether the game was over, rather than cut off."""
     actions: list[int] = field(default_factory=list)
     """What was played."""
+    digest: str = ""
+    """Of every step's action, reward and frames, when it has ended: the same game has the same."""
 
 
 class Watcher(Protocol):
@@ -117,7 +122,8 @@ class _Table:
         if self._at + 1 < len(self.episodes):
             self._at += 1
             self._over = False
-            self._generator = np.random.default_rng(self.episodes[self._at].seed)
+            self._generator = np.random.default_rng((_DRAWS, self.episodes[self._at].seed))
+            self._digest = blake2b(digest_size=16)
 
     def draw(self, probabilities: NDArray[np.float32]) -> int:
         """An action from the game's own generator."""
@@ -129,7 +135,17 @@ class _Table:
         self.episodes[self._at].actions.append(action)
         return action
 
+    def count(self, reward: float, frames: int) -> Episode | None:
+        """Take in a step; returns the running game."""
+        episode = self.running
+        if episode is not None:
+            episode.score += reward
+            episode.frames += frames
+            self._digest.update(f"{episode.actions[-1]} {reward} {frames}\n".encode())
+        return episode
+
     def close(self) -> None:
+        self.episodes[self._at].digest = self._digest.hexdigest()
         self._over = True
 
 
@@ -158,11 +174,9 @@ def _count(
     if timestep.is_first[slot]:
         table.open()
         return None
-    episode = table.running
+    episode = table.count(float(timestep.reward[slot]), int(timestep.frames[slot]))
     if episode is None or decision is None:
         return None
-    episode.score += float(timestep.reward[slot])
-    episode.frames += int(timestep.frames[slot])
     watcher = watching.get(episode.index)
     if watcher:
         probabilities, value = decision.probabilities[slot], float(decision.values[slot])

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from evaluation.markup import Markup, interval, joined, number, tag
 from evaluation.rules import Score, kind_of
 from training.progress import short
+from training.scores import WINDOW
 
 ROW_HEIGHT = 40  # pixels, of one row of the score plot
 JITTER = 9  # pixels, up and down, so that games of equal score do not cover each other
@@ -119,13 +120,17 @@ def curve_section(curves: Mapping[str, Curve], agents: Sequence[Score]) -> Marku
     if not lines:
         trained = any(score["frames"] for score in agents)
         return tag("p", "No learning curve: no finished training game was logged.", class_="soft") if trained else Markup()
-    words = "Mean score of the last 100 training games over emulator frames, while learning (not the frozen agent)."
+    words = (
+        "Points a game, the mean of the last 100 training games, over emulator frames: while learning, not the frozen agent. "
+        "It begins with the hundredth game, since the first to end are short ones; where there are fewer, with the first."
+    )
     return joined([tag("h3", "Learning curve"), tag("p", words, class_="soft"), _legend(lines), _curve_plot(lines)])
 
 
 def _points(curve: Curve) -> list[tuple[float, float]]:
     """(emulator frames, score) of the rows that have both, thinned evenly; the last stays."""
-    rows = [(row.get("frames"), row.get("score/mean_100")) for row in curve]
+    whole = [row for row in curve if row.get("score/games", WINDOW) >= WINDOW]
+    rows = [(row.get("frames"), row.get("score/mean_100")) for row in whole or curve]
     points = [(x, y) for x, y in rows if x is not None and y is not None and math.isfinite(x) and math.isfinite(y)]
     every = max(1, -(-len(points) // CURVE_POINTS))
     return points[::-1][::every][::-1]

@@ -17,7 +17,15 @@ from urllib.parse import quote
 
 from evaluation.markup import Markup, interval, joined, number, tag
 from evaluation.plots import Baseline, Curve, curve_section, score_plot
-from evaluation.rules import Score, kind_of, rules_in_words, same_rules, suites_in_words
+from evaluation.rules import (
+    Score,
+    by_references_of_other_rules,
+    kind_of,
+    rules_in_words,
+    same_rules,
+    suites_in_words,
+    why_no_interval,
+)
 from training.progress import short
 
 EMBEDDED_BYTES = 8_000_000  # a larger video is linked to instead
@@ -32,6 +40,8 @@ LABELS = {
     "max_pool": "Brighter of the last two frames",
     "sticky": "Sticky actions (probability)",
     "action_set": "Action set",
+    "extra": "Seen beside it",
+    "level": "Level",
     "noop_max": "No-ops at the start (most, in frames)",
     "fire_reset": "FIRE pressed for the agent at the start",
     "episode_end": "A game ends at",
@@ -43,7 +53,10 @@ LABELS = {
     "backend": "Emulator",
     "score": "Score",
     "seed": "Seed",
-    "frames": "Emulator frames",
+    "game_frames": "Game (emulator frames)",
+    "trained_frames": "Trained (emulator frames)",
+    "frames": "Video (emulator frames)",
+    "held": "Last frame held for (frames)",
     "frames_per_second": "Frames a second",
     "codec": "Codec",
 }
@@ -187,7 +200,9 @@ def _headline(score: Score) -> Markup:
         tag("p", _interval_in_words(score)),
     ]
     if score["human_normalized"] is not None:
-        human = f"Human-normalised {score['human_normalized']:.2f}: 0 is random play, 1 a human player, both as published."
+        rules = ", under other rules" if by_references_of_other_rules(score) else ""
+        words = f"0 is random play, 1 a human player, both as published{rules}"
+        human = f"Human-normalised {score['human_normalized']:.2f}: {words}."
         parts.append(tag("p", human, class_="soft"))
     if score.get("blind_note"):
         parts.append(tag("p", score["blind_note"], class_="warn"))
@@ -195,16 +210,12 @@ def _headline(score: Score) -> Markup:
 
 
 def _interval_in_words(score: Score) -> str:
-    games, distinct = len(score["episodes"]), score["distinct_games"]
+    games = len(score["episodes"])
     played = f"The mean of {games} {'game' if games == 1 else 'games'}{_cut_off(score['episodes'])}"
     if score["ci95"] is not None:
         low, high = score["ci95"]
         return f"{played}; its 95 % interval is {number(low)} to {number(high)}."
-    if games == 1:
-        return f"{played}, so no interval."
-    if distinct < max(2, games / 2):
-        return f"{played}; few of them differ: {distinct} distinct of {games}, so no interval."
-    return f"{played}; no interval is given."
+    return f"{played}; {why_no_interval(score)}."
 
 
 def _cut_off(episodes: Sequence[Mapping[str, Any]]) -> str:
@@ -217,7 +228,10 @@ def _cut_off(episodes: Sequence[Mapping[str, Any]]) -> str:
 
 def _score_table(group: Sequence[Score]) -> Markup:
     statistics = ("#Mean", "#95 % interval", "#Median", "#Std", "#IQM", "#Games", "#Distinct", "#Human-normalised")
-    words = "Points a game. IQM is the mean of the middle half of the games; games are distinct where score or length differs."
+    words = (
+        "Points a game. IQM is the mean of the middle half of the games. "
+        "Games are distinct where what was played differs, or what it brought."
+    )
     return _table(words, ("Run", "Kind", *statistics), map(_score_cells, group))
 
 
@@ -256,6 +270,9 @@ def _short_commit(text: object) -> str:
 # --- baselines ------------------------------------------------------------------------------------------------------
 
 
+_BASELINE = ("Baseline", "#Score", "#Std (seeds)", "Kind", "Actions", "#Trained frames")
+
+
 def _baselines(group: Sequence[Score]) -> tuple[list[Baseline], list[Baseline]]:
     """Those under our rules, and the others; each once, though several scores bring it."""
     found = {(b["name"], b["score"], b["source"], b["comparable"]): b for score in group for b in score["baselines"]}
@@ -265,7 +282,7 @@ def _baselines(group: Sequence[Score]) -> tuple[list[Baseline], list[Baseline]]:
 def _comparable_table(baselines: Sequence[Baseline]) -> Markup:
     if not baselines:
         return tag("p", "No published score was found that was measured under these rules.", class_="soft")
-    columns = ("Baseline", "#Score", "#Trained frames", "Rules", "Source")
+    columns = (*_BASELINE, "Rules", "Source")
     heading = tag("h3", "Baselines under the same rules")
     return joined([heading, _table("Measured by others.", columns, (_baseline_cells(b) for b in baselines))])
 
@@ -274,7 +291,7 @@ def _other_table(baselines: Sequence[Baseline]) -> Markup:
     """Scores that say little about ours, in a table of their own."""
     if not baselines:
         return Markup()
-    columns = ("Not comparable", "#Score", "#Trained frames", "What differs", "Rules", "Source")
+    columns = (*_BASELINE, "What differs", "Rules", "Source")
     rows = [_other_cells(baseline) for baseline in baselines]
     words = "These were measured under other rules, so they do not say whether our agent is better or worse."
     parts = [tag("h3", "Scores under other rules: not comparable"), tag("p", words, class_="soft")]
@@ -286,12 +303,15 @@ def _other_table(baselines: Sequence[Baseline]) -> Markup:
 
 def _baseline_cells(baseline: Baseline) -> list[object]:
     frames = f"{baseline['frames']:,}" if baseline.get("frames") else ""
-    return [baseline["name"], number(baseline["score"]), frames, baseline["protocol"], baseline["source"]]
+    std, seeds = baseline.get("std"), baseline.get("seeds")
+    spread = " ".join([*([] if std is None else [number(std)]), *([f"({seeds})"] if seeds else [])])
+    words = [baseline.get(name) or "not stated" for name in ("score_kind", "action_set")]
+    return [baseline["name"], number(baseline["score"]), spread, *words, frames, baseline["protocol"], baseline["source"]]
 
 
 def _other_cells(baseline: Baseline) -> list[object]:
     cells = _baseline_cells(baseline)
-    return [*cells[:3], "; ".join(baseline.get("differences", ())), *cells[3:]]
+    return [*cells[:-2], "; ".join(baseline.get("differences", ())), *cells[-2:]]
 
 
 def _table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Markup:
@@ -357,7 +377,7 @@ def _rule(field: str, value: object) -> str:
     if field == "frame_skip" and isinstance(value, Sequence):
         return _span(value)
     if isinstance(value, list | tuple):
-        return " x ".join(str(part) for part in value)
+        return (" x " if field == "size" else ", ").join(str(part) for part in value) or "nothing"
     return _plain(value)
 
 

@@ -32,7 +32,7 @@ def _row(agent: Score, group: list[Score]) -> str:
     cells: list[Any] = [
         f"`{agent['run']}`",
         points(agent["mean"]),
-        "few distinct games" if agent["ci95"] is None else " to ".join(map(points, agent["ci95"])),
+        "none" if agent["ci95"] is None else " to ".join(map(points, agent["ci95"])),
         len(agent["episodes"]),
         f"{points(best['mean'])} ({best['kind']})" if best else "-",
         random[0] if random else "-",

@@ -5,12 +5,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from envs.lab_tasks import human_normalized_capped
+from evaluation.estimates import FEWEST
 
 Score = Mapping[str, Any]  # one object of scores.json
 
 # Scores stand in one column only where all of these parts of the protocol agree.
 RULES = (
     "observation",
+    "extra",
+    "level",
     "sticky",
     "episode_end",
     "noop_max",
@@ -44,7 +47,7 @@ def rules_in_words(protocol: Mapping[str, Any]) -> str:
         end, uncapped = "a game ends where the environment says so", "cut off by it alone"
     return ", ".join(
         [
-            f"plays from {protocol['observation']}",
+            f"plays from {' and '.join([str(protocol['observation']), *_beside(protocol)])}",
             f"frame skip {fewest}" if fewest == most else f"frame skip {fewest} to {most}",
             f"sticky actions {protocol['sticky']:g}",
             f"up to {protocol['noop_max']} no-op frames" if protocol["noop_max"] else "no no-ops",
@@ -52,6 +55,29 @@ def rules_in_words(protocol: Mapping[str, Any]) -> str:
             f"cut off after {cap:,} frames" if cap else f"cut off after {steps:,} steps" if steps else uncapped,
         ]
     )
+
+
+def _beside(protocol: Mapping[str, Any]) -> list[str]:
+    """What is seen beside the observation, in words."""
+    names = [*protocol.get("extra", ())]
+    numbers = [name for name in names if not name.startswith("word ")]
+    return [*([", ".join(numbers)] if numbers else []), *(["an instruction"] if len(numbers) < len(names) else [])]
+
+
+def by_references_of_other_rules(score: Score) -> bool:
+    """Whether the random and the human player that `human_normalized` measures by played under other rules than the score."""
+    references = [row["comparable"] for row in score["baselines"] if row["name"] in ("random", "human")]
+    return score["human_normalized"] is not None and not all(references)
+
+
+def why_no_interval(score: Score) -> str:
+    """What keeps a score without `ci95` from having one."""
+    games, distinct = len(score["episodes"]), score["distinct_games"]
+    if games < FEWEST:
+        return f"{games} {'game is' if games == 1 else 'games are'} too few for an interval"
+    if distinct < games / 2:
+        return f"{distinct} of {games} games are distinct, too few for an interval"
+    return "all games have one score, over which an interval says nothing"
 
 
 def suites_in_words(scores: Iterable[Score]) -> list[str]:

@@ -93,7 +93,7 @@ def evaluate(
 
 
 def _score(subject: Subject, protocol: GameProtocol, episodes: list[Episode], seed: int) -> Score:
-    estimates = summarize([episode.score for episode in episodes], [episode.frames for episode in episodes])
+    estimates = summarize([episode.score for episode in episodes], [episode.digest for episode in episodes])
     game, task = game_of(subject.env), lab_tasks.BY_ID.get(subject.env)
     normalized = task.human_normalized(estimates.mean) if task else human_normalized(game, estimates.mean) if game else None
     return {

@@ -86,13 +86,14 @@ def run(
     recorded: dict[str, list[Path]] = {}
     _check_place(out)
     for subject in found:
-        console.print(f"{subject.name}: {len(games)} games", highlight=False)
+        console.print(f"{subject.name}: {len(games)} games", highlight=False, markup=False)
         started = time.time_ns()
         paths = [out / f"{subject.name}-game{game}.mp4" for game in games[:videos]]
         with Progressing(subject.name, len(games), console) as progress:
             score, episodes = evaluate(subject, games, seed, paths, progress.over)
         if subject.algorithm not in UNLEARNED and blind_games:
-            console.print(f"{subject.name}: {blind_games} games of each player that never looks", highlight=False)
+            told = f"{subject.name}: {blind_games} games of each player that never looks"
+            console.print(told, highlight=False, markup=False)
             unseeing = []
             for player in blind_players(subject, episodes):
                 with Progressing(player.name, blind_games, console) as progress:

@@ -37,6 +37,7 @@ Image = NDArray[np.uint8]
 Colour = tuple[int, int, int]  # red, green, blue
 
 CODEC: Final = "libx264"
+HOLD_SECONDS = 1  # the end of a game can be what it is about
 KEYFRAME_SECONDS = 2.0  # a fragment is whole when the next key frame comes: what a kill can cost
 # crf is the quality (0 best, 51 worst); without B-frames packets come in the order of time and the first has time 0.
 ENCODER_OPTIONS = {"preset": "veryfast", "crf": "28", "bf": "0", "threads": "1"}
@@ -123,6 +124,11 @@ class VideoWriter:
         return self._frames
 
     @property
+    def _held(self) -> int:
+        """Frames for which the last one is shown behind the end."""
+        return round(HOLD_SECONDS * self._rate)
+
+    @property
     def _partial(self) -> Path:
         return self._path.with_name(f"{self._path.stem}.partial.mp4")
 
@@ -158,14 +164,16 @@ class VideoWriter:
         draw_panel(self._layout.panel_of(self._canvas), moment, self._action_names, self._title)
         for frame in kept:
             self._layout.draw_picture(self._canvas, frame)
-            self._encode(self._canvas)
+            self._encode(self._frames)
+            self._frames += 1
 
     def close(self, card: Mapping[str, Any]) -> None:
         """Finish the video: put `<name>.mp4` and its card `<name>.json` in place and remove the partial file.
 
         Args:
-            card: what is known of the game, as JSON values. `frames`, `frames_per_second`, `recording_stopped_at` (emulator
-                frames, null if the whole game was recorded) and `codec` are added to it.
+            card: what is known of the game, as JSON values. `frames`, `held` (frames for which the last is shown at the end),
+                `frames_per_second`, `recording_stopped_at` (emulator frames, null if the whole game was recorded) and `codec`
+                are added to it.
 
         Raises:
             ValueError: no frame was added, or the card is not JSON (NaN, say). The partial file stays.
@@ -181,6 +189,7 @@ class VideoWriter:
     def _facts(self) -> dict[str, Any]:
         return {
             "frames": self._frames,
+            "held": self._held,
             "frames_per_second": float(self._rate),
             "recording_stopped_at": self._max_frames if self._stopped else None,
             "codec": "h264",
@@ -192,12 +201,12 @@ class VideoWriter:
         if probabilities is not None and probabilities.shape != (len(self._action_names),):
             raise ValueError(f"expected {len(self._action_names)} probabilities, got the shape {probabilities.shape}")
 
-    def _encode(self, canvas: Image) -> None:
-        frame = _video_frame(canvas, self._frames, self._rate)
-        self._container.mux(self._stream.encode(frame))
-        self._frames += 1
+    def _encode(self, index: int) -> None:
+        self._container.mux(self._stream.encode(_video_frame(self._canvas, index, self._rate)))
 
     def _finish_encoding(self) -> None:
+        for index in range(self._frames, self._frames + self._held):
+            self._encode(index)
         self._container.mux(self._stream.encode(None))
         self._container.close()
 

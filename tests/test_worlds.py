@@ -49,7 +49,8 @@ def test_train_evaluate_record_report(env, flags, rate, size, monkeypatch, tmp_p
         (stream,) = video.streams.video
         pictures = [frame.to_ndarray(format="rgb24") for frame in video.decode(stream)]
     assert stream.average_rate == rate
-    assert len(pictures) == pytest.approx(agent["episodes"][0]["frames"], abs=5)
+    held = json.loads((out / "world-game0.json").read_text())["held"]
+    assert len(pictures) == pytest.approx(agent["episodes"][0]["frames"] + held, abs=5)
     height, width = pictures[0].shape[:2]
     assert width > size[0] and height >= size[1] and np.std(pictures[-1]) > 1
     page = (out / "report.html").read_text()

@@ -15,6 +15,26 @@ from evaluation.blind import ScriptPlayer, replay, script_player, scripts_for
 from evaluation.play import MOST_SLOTS, Episode, play_games, slots_for
 
 NONE = ProtocolOptions()
+COINS = """
+import gymnasium
+from gymnasium import spaces
+
+class Coins(gymnasium.Env):
+    action_space = spaces.Discrete(2)
+    observation_space = spaces.Box(0, 1, (1,))
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.left = 100
+        return self.observation_space.low, {}
+
+    def step(self, action):
+        self.left -= 1
+        guessed = action == (self.np_random.random() < 0.5)
+        return self.observation_space.low, float(guessed), self.left == 0, False, {}
+
+gymnasium.register("Coins-v0", Coins)
+"""
 
 
 def random_player(game: GameDescription, num_envs: int) -> RandomPlayer:
@@ -56,7 +76,26 @@ def test_a_game_does_not_depend_on_the_games_beside_it() -> None:
     many, _ = play_games("CartPole-v1", NONE, random_player, range(7), seed=0)
     alone, _ = play_games("CartPole-v1", NONE, random_player, range(4, 5), seed=0)
     assert many[4] == alone[0]
+    assert len({episode.digest for episode in many}) == 7
     assert len({tuple(episode.actions) for episode in many}) == 7
+
+
+def test_a_player_does_not_know_the_coins_of_an_environment(monkeypatch, tmp_path) -> None:
+    """Environments draw from Gymnasium's generator of the game's seed, which is numpy's default."""
+    (tmp_path / "coins.py").write_text(COINS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    episodes, _ = play_games("coins:Coins-v0", NONE, random_player, range(30), seed=0)
+    assert np.mean([episode.score for episode in episodes]) == pytest.approx(50, abs=4)  # four standard errors
+
+
+def test_games_of_the_same_actions_differ_by_what_these_brought() -> None:
+    still = script_player(lambda _: replay([0]))
+    capped = ProtocolOptions(max_episode_frames=150)
+    drawn, _ = play_games("Bowling-ram-v0", capped, still, range(2), seed=0)
+    assert drawn[0].actions[:30] == drawn[1].actions[:30]
+    assert drawn[0].digest != drawn[1].digest  # by the frames of each step, which are drawn
+    same, _ = play_games("ALE/Bowling-ram-v5", ProtocolOptions(max_episode_frames=150, noop_max=0), still, range(2), seed=0)
+    assert same[0].digest == same[1].digest != drawn[0].digest
 
 
 def test_evaluation_never_plays_a_game_of_training() -> None:

@@ -74,7 +74,8 @@ def protocol_of(**changes: Any) -> dict[str, Any]:
 
 def baseline_of(name: str, score: float, comparable: bool) -> dict[str, Any]:
     rules = "sticky 0.25" if comparable else "no sticky actions"
-    return {"name": name, "score": score, "protocol": rules, "source": f"{name}'s paper", "comparable": comparable}
+    facts = {"name": name, "score": score, "protocol": rules, "source": f"{name}'s paper", "comparable": comparable}
+    return {**facts, "differences": [] if comparable else [rules]}
 
 
 def score_of(run: str = "bowl-ppo-s1", **changes: Any) -> dict[str, Any]:
@@ -200,10 +201,21 @@ def test_scores_under_different_rules_have_their_own_sections(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     "rule",
-    ["observation", "sticky", "episode_end", "noop_max", "max_episode_frames", "max_episode_steps", "mode", "difficulty"],
+    [
+        "observation",
+        "extra",
+        "level",
+        "sticky",
+        "episode_end",
+        "noop_max",
+        "max_episode_frames",
+        "max_episode_steps",
+        "mode",
+        "difficulty",
+    ],
 )
 def test_each_rule_keeps_scores_apart(tmp_path: Path, rule: str) -> None:
-    page = page_of(tmp_path, score_of("a"), score_of("b", protocol=protocol_of(**{rule: 77})))
+    page = page_of(tmp_path, score_of("a"), score_of("b", protocol=protocol_of(**{rule: ["77"] if rule == "extra" else 77})))
     assert len(page.find("section")) == 2
 
 
@@ -225,13 +237,15 @@ def test_the_interval_is_in_words_and_drawn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("games", "distinct", "words"),
     [
-        (4, 1, "few of them differ: 1 distinct of 4, so no interval"),
-        (1, 1, "The mean of 1 game, so no interval"),
-        (4, 4, "no interval is given"),
+        (12, 1, "1 of 12 games are distinct, too few for an interval"),
+        (1, 1, "The mean of 1 game; 1 game is too few for an interval"),
+        (4, 4, "The mean of 4 games; 4 games are too few for an interval"),
+        (12, 12, "all games have one score, over which an interval says nothing"),
     ],
 )
 def test_without_an_interval_the_page_says_why(tmp_path: Path, games: int, distinct: int, words: str) -> None:
-    score = score_of(ci95=None, distinct_games=distinct, episodes=score_of()["episodes"][:games], std=None)
+    episodes = (3 * score_of()["episodes"])[:games]
+    score = score_of(ci95=None, distinct_games=distinct, episodes=episodes, std=None)
     page = page_of(tmp_path, score)
     assert words in page.text
     assert not page.find(class_="interval")
@@ -288,6 +302,31 @@ def test_the_curve_is_drawn_to_scale(tmp_path: Path) -> None:
     points = (line.attributes["points"] or "").split()
     assert (len(points), points[0], points[4], points[-1]) == (10, "100.0,900.0", "500.0,500.0", "1000.0,0.0")
     assert "bowl-ppo-s1: 100 after 10M frames" in page.text
+
+
+def test_the_curve_begins_where_its_mean_is_of_a_hundred_games(tmp_path: Path) -> None:
+    curve = [{**row, "score/games": 30.0 * i} for i, row in enumerate(CURVE, 1)]  # 120 games behind the fourth row
+    (line,) = page_of(tmp_path, score_of(), curves={"bowl-ppo-s1": curve}).find("polyline")
+    assert len((line.attributes["points"] or "").split()) == 7
+    (line,) = page_of(tmp_path, score_of(), curves={"bowl-ppo-s1": curve[:3]}).find("polyline")
+    assert len((line.attributes["points"] or "").split()) == 3
+
+
+def test_what_is_known_of_a_baseline_stands_beside_it(tmp_path: Path) -> None:
+    known = {"std": 12.5, "seeds": 5, "score_kind": "training", "action_set": "full", "frames": 50_000_000}
+    rows = page_of(
+        tmp_path, score_of(baselines=[{**baseline_of("Fair", 160.0, True), **known}, baseline_of("Other", 1.0, True)])
+    )
+    cells = [[cell.text for cell in row.find("td")] for row in rows.find("tr")]
+    assert ["Fair", "160", "12.5 (5)", "training", "full", "50,000,000", "sticky 0.25", "Fair's paper"] in cells
+    assert ["Other", "1", "", "not stated", "not stated", "", "sticky 0.25", "Other's paper"] in cells
+
+
+def test_references_of_other_rules_are_said_to_be_so(tmp_path: Path) -> None:
+    for comparable in (True, False):
+        references = [baseline_of("random", 23.1, comparable), baseline_of("human", 160.7, comparable)]
+        page = page_of(tmp_path, score_of(baselines=references))
+        assert ("both as published, under other rules." in page.text) == (not comparable)
 
 
 def test_each_run_has_its_line(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_each_agent_has_its_own_blind_replay_and_all_scripts(tmp_path: Path) -> 
         for line in results(tmp_path).splitlines()
         if "| `" in line
     }
-    assert rows["one"][2:7] == ["20.0", "few distinct games", "3", "5.00 (script)", "1.00"]
-    assert rows["two"][2:7] == ["30.3", "few distinct games", "3", "9.00 (blind replay)", "1.00"]
-    assert rows["far"][2:8] == ["1,234.0", "few distinct games", "3", "-", "-", "2M frames"]
+    assert rows["one"][2:7] == ["20.0", "none", "3", "5.00 (script)", "1.00"]
+    assert rows["two"][2:7] == ["30.3", "none", "3", "9.00 (blind replay)", "1.00"]
+    assert rows["far"][2:8] == ["1,234.0", "none", "3", "-", "-", "2M frames"]
     assert results(tmp_path).count("- `Game-v0`: plays from pixels") == 1

@@ -38,8 +38,11 @@ def number_of(picture: Image) -> int:
 
 
 def decode(path: Path) -> list[Image]:
+    """The frames that were added to a video, without those that hold the last one behind its end."""
     with av.open(str(path)) as container:
-        return [frame.to_ndarray(format="rgb24").astype(np.uint8) for frame in container.decode(video=0)]
+        frames = [frame.to_ndarray(format="rgb24").astype(np.uint8) for frame in container.decode(video=0)]
+    card = path.with_suffix(".json")
+    return frames[: -json.loads(card.read_text())["held"]] if card.exists() else frames
 
 
 def add(writer: VideoWriter, frames: Image, **changes: Any) -> None:
@@ -86,9 +89,9 @@ def test_the_stream_is_what_browsers_play(tmp_path: Path) -> None:
         assert stream.codec_context.pix_fmt == "yuv420p"
         assert (stream.width % 2, stream.height % 2) == (0, 0)
         assert stream.average_rate == 60
-        assert stream.frames == 9
+        assert stream.frames == 9 + 60
         times = [frame.time for frame in container.decode(stream)]
-    assert times == pytest.approx([index / 60 for index in range(9)])
+    assert times == pytest.approx([index / 60 for index in range(69)])
 
 
 @pytest.mark.parametrize("rate", [35.0, 50.0, 59.94])
@@ -197,6 +200,16 @@ def test_a_kill_leaves_what_was_played(tmp_path: Path) -> None:
     assert len(decode(tmp_path / "game.partial.mp4")) >= 500 - 140  # at most one fragment (2 s) and the encoder's delay
 
 
+def test_the_last_frame_is_there_for_a_second(tmp_path: Path) -> None:
+    writer = writer_of(tmp_path / "game.mp4", frames_per_second=30.0)
+    add(writer, numbered_frames(range(3)))
+    writer.close({})
+    with av.open(str(tmp_path / "game.mp4")) as container:
+        shown = [(number_of(frame.to_ndarray(format="rgb24")[6:426, :560]), frame.time) for frame in container.decode(video=0)]
+    assert [number for number, _ in shown] == [0, 1, 2] + [2] * 30
+    assert shown[-1][1] == pytest.approx(32 / 30)
+
+
 def test_recording_stops_at_max_frames_and_says_so(tmp_path: Path) -> None:
     writer = writer_of(tmp_path / "game.mp4", max_frames=10)
     for step in range(4):
@@ -222,6 +235,7 @@ def test_the_card_has_the_callers_facts_and_the_videos(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "game.json").read_text()) == {
         "run": "here",
         "frames": 9,
+        "held": 60,
         "frames_per_second": 60.0,
         "recording_stopped_at": None,
         "codec": "h264",
