@@ -3,7 +3,8 @@
 What differs from the paper:
 1. Synchronous: all environments' steps make one batch and one gradient step.
 2. The advantage has a trace (`gae_lambda`); 1.0, the default here, is the paper's n-step return.
-3. torch's RMSprop, which adds its epsilon outside of the root; the paper's code added it inside.
+3. torch's RMSprop, which adds its epsilon outside of the root; the paper's code added it inside. Its mean square begins at 0,
+   so that the first steps are up to ten times as long as later ones: 1 / sqrt(1 - `rms_decay`).
 4. A step whose action was ignored, because it only opened an episode, has weight zero in every mean.
 5. A truncated episode bootstraps from its last observation instead of counting as lost.
 6. Orthogonal initial weights (torch's own in a memory and in what reads instructions), and gradients clipped by their length.

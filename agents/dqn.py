@@ -6,12 +6,13 @@ What differs from the paper:
 1. Adam and the squared error instead of RMSprop and the Huber loss, after Dopamine's findings; `--loss huber` is there.
 2. Several games are played side by side; `update_steps` counts the agent steps of all of them.
 3. A lost life ends the return only with `--end-on-life-loss`.
-4. In a short run, replay is no larger than the run, learning starts after 5 % of it, exploration has fallen after 25 %, and
-   the target network is a copy from at most 1 % of the run before.
+4. Learning starts after 80,000 emulator frames instead of 200,000, as in Dopamine. In a short run, replay is no larger than
+   the run, learning starts after 5 % of it, exploration has fallen after 25 %, and the target network is a copy from at most
+   1 % of the run before.
 5. A step whose action was ignored, because it only opened an episode, has weight zero in the loss.
 6. A truncated episode bootstraps from its last observation instead of counting as lost.
-7. Exploration falls to 1 % instead of 10 %, the target network is copied every 32,000 emulator frames, as in Dopamine, and a
-   frozen agent plays one action in a thousand at random instead of one in twenty.
+7. Exploration falls to 1 % in 1M emulator frames instead of to 10 % in 4M, the target network is copied every 32,000, as in
+   Dopamine, and a frozen agent plays one action in a thousand at random instead of one in twenty.
 8. Gradients are clipped by their length, and initial weights are orthogonal.
 """
 
@@ -149,7 +150,8 @@ class DQN:
                 f"--n-step {config.n_step}: the run has only {steps // setting.num_envs} steps a game; take more --total-frames"
             )
         capacity = min(config.capacity, steps)
-        self.replay = Replay(capacity, setting.num_envs, config.frame_stack, game, config.n_step, setting.device)
+        size = capacity, setting.num_envs, config.frame_stack
+        self.replay = Replay(*size, game, config.n_step, setting.device, self.rewards)
         # An update gathers its batch itself, unless the GPU has no room for replay.
         self._gathers = self.replay.device == setting.device
         self._graphed_step = Graphed(self._gather_and_step if self._gathers else self._step, setting.device)
@@ -225,7 +227,8 @@ class DQN:
 
     def _note_outcome(self, t: int, timestep: TimeStep, slots: slice) -> None:
         terminated = timestep.terminated | timestep.life_lost if self.config.end_on_life_loss else timestep.terminated
-        outcome = (self.rewards(timestep, slots), terminated, terminated | timestep.truncated, ~timestep.is_first)
+        self.rewards.watch(timestep, slots)
+        outcome = (timestep.reward, terminated, terminated | timestep.truncated, ~timestep.is_first)
         self.replay.put_outcome(t, slots, *outcome)
 
     def _learn(self) -> None:
@@ -297,14 +300,20 @@ class DQN:
             "optimizer": self.optimizer.state_dict(),
             "target": self.target.state_dict(),
             "generator": self.generator.get_state(),
-            "rewards": self.rewards.state_dict(),
+            "rewards": {**self.rewards.state_dict(), "in_replay": "as played"},
             "counters": {**counters, "credit": self._credit, "target_frames": self._target_frames},
             "times": self._times,
             "losses": self._losses,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back a state; replay is to be filled beside it."""
+        """Take back a state; replay is to be filled beside it.
+
+        Raises:
+            ValueError: rewards in replay are not the game's own, but what an older version had made of them.
+        """
+        if self.config.reward in ("scale", "normalize") and "in_replay" not in state["rewards"]:
+            raise ValueError("its replay holds what was made of rewards, not these")
         self.network.load_state_dict(state["weights"])
         self.target.load_state_dict(state["target"])
         self.shards.refresh()

@@ -1,4 +1,4 @@
-"""What an agent makes of the game's score before it learns from it. The environment and every logged score keep the truth.
+"""What an agent makes of the game's score when it learns from it. The environment and every logged score keep the truth.
 
 - `clip`: to -1..1, as in Mnih et al. 2015: one learning rate for all games, but one pin and a strike look the same.
 - `scale`: times a constant.
@@ -27,24 +27,25 @@ class RewardTransform:
         """Choose a kind; `scale` is for `scale`, `discount` for `normalize`."""
         self._kind, self._scale, self._discount = kind, scale, discount
         self._returns = np.zeros(num_envs)
-        self._count, self._mean, self._squares = 0, 0.0, 0.0  # of the returns seen: Welford's running moments
+        # Of the returns seen, Welford's running moments; they begin with a return of 0 before each environment's first step.
+        self._count, self._mean, self._squares = num_envs, 0.0, 0.0
 
-    def __call__(self, timestep: TimeStep, slots: slice) -> NDArray[np.float32]:
-        """(n,) rewards to learn from."""
+    def __call__(self, rewards: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Rewards to learn from, by what has been watched until now: of any shape."""
         if self._kind == "clip":
-            return np.minimum(np.maximum(timestep.reward, np.float32(-1)), np.float32(1))
+            return np.minimum(np.maximum(rewards, np.float32(-1)), np.float32(1))
         if self._kind == "scale":
-            return np.multiply(timestep.reward, self._scale, dtype=np.float32)
+            return np.multiply(rewards, self._scale, dtype=np.float32)
         if self._kind == "none":
-            return timestep.reward
-        self._watch(timestep, slots)
-        deviation = math.sqrt(self._squares / max(self._count, 1) + _EPSILON)
-        limit = np.float32(_LIMIT)
-        rewards: NDArray[np.float32] = timestep.reward / np.float32(deviation)
-        return np.minimum(np.maximum(rewards, -limit), limit)
+            return rewards
+        deviation, limit = np.float32(math.sqrt(self._squares / self._count + _EPSILON)), np.float32(_LIMIT)
+        normalized: NDArray[np.float32] = np.minimum(np.maximum(rewards / deviation, -limit), limit)
+        return normalized
 
-    def _watch(self, timestep: TimeStep, slots: slice) -> None:
+    def watch(self, timestep: TimeStep, slots: slice) -> None:
         """Take the returns of these environments into the moments; a new episode's return starts at zero."""
+        if self._kind != "normalize":
+            return
         running = np.where(timestep.is_first, 0.0, self._returns[slots] * self._discount + timestep.reward)
         self._returns[slots] = running
         returns = running[~timestep.is_first]

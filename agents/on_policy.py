@@ -82,22 +82,17 @@ class Batch(NamedTuple):
     weights: Tensor  # 1, or 0 where the action was ignored
 
 
-def masked_mean(x: Tensor, weights: Tensor) -> Tensor:
-    """Mean over the samples that count; 0 where none does."""
-    return mean_over(weights)(x)
-
-
 def mean_over(weights: Tensor) -> Callable[[Tensor], Tensor]:
-    """`masked_mean` of several numbers of the same samples."""
+    """The mean over the samples that count, of whatever numbers are given of all; 0 where none counts."""
     shares = weights / weights.sum().clamp(min=1)
     return lambda x: (x * shares).sum()
 
 
 def normalized(advantages: Tensor, mask: Tensor, floor: float = 1e-3) -> Tensor:
     """Mean 0 and deviation 1 over what counts; `floor` keeps a rollout without any reward from being noise blown up."""
-    mean = masked_mean(advantages, mask)
-    deviation = masked_mean((advantages - mean) ** 2, mask).sqrt()
-    return (advantages - mean) / (deviation + floor)
+    mean = mean_over(mask)
+    centred = advantages - mean(advantages)
+    return centred / (mean(centred**2).sqrt() + floor)
 
 
 def policy_terms(logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
@@ -222,20 +217,21 @@ class OnPolicyAgent(ABC):
         if t >= 0:
             self._note_outcome(t, timestep, slots)
         t = self._times[slots.start] = t + 1
-        self.rollout.put_step(t, slots, timestep.observation, timestep.extra, timestep.reward, timestep.is_first)
+        self.rollout.put_step(t, slots, timestep)
         if t == self.config.rollout_steps:
             self._note_value(t, slots)  # while other groups still play
 
     def _note_outcome(self, t: int, timestep: TimeStep, slots: slice) -> None:
         terminated = timestep.terminated | timestep.life_lost if self.config.end_on_life_loss else timestep.terminated
-        end = terminated | timestep.truncated
-        self.rollout.put_outcome(t, slots, self.rewards(timestep, slots), terminated, end)
+        self.rewards.watch(timestep, slots)
+        outcome = {"rewards": self.rewards(timestep.reward), "terminated": terminated, "ends": terminated | timestep.truncated}
+        self.rollout.put(t, slots, **outcome)
 
     def _note_value(self, t: int, slots: slice) -> None:
         """Note what the observation behind a rollout is worth."""
         with torch.no_grad():
             _, values, _ = self.learner.actor(self.rollout.inputs_at(t, slots), self.state[slots])
-            self.rollout.put_value(t, slots, values[0])
+            self.rollout.put(t, slots, values=values[0])
 
     def learn(self) -> dict[str, float] | None:
         """Learn at the end of a rollout, and begin the next; see `Learner.learn`."""
@@ -377,8 +373,9 @@ def frozen_player(
 
 def explained_variance(values: Tensor, returns: Tensor, weights: Tensor) -> Tensor:
     """1 where the value foretells the returns exactly, 0 where it is no better than their mean."""
+    mean = mean_over(weights)
 
     def variance(x: Tensor) -> Tensor:
-        return masked_mean((x - masked_mean(x, weights)) ** 2, weights)
+        return mean((x - mean(x)) ** 2)
 
     return 1 - variance(returns - values) / variance(returns).clamp(min=1e-8)

@@ -8,6 +8,7 @@
 A window of n steps stops early at an end; at a truncation or a lost episode it takes the value of the last state it saw.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,15 +47,17 @@ class Replay:
         game: GameDescription,
         n_step: int = 1,
         device: torch.device = _CPU,
+        transform: Callable[[NDArray[np.float32]], NDArray[np.float32]] = lambda rewards: rewards,
     ) -> None:
         """Lay out the memory (the system gives a frame its place when it is first written).
 
-        It holds at least one stack with its window of `n_step` rewards, whatever the capacity.
+        It holds at least one stack with its window of `n_step` rewards, whatever the capacity. They are the game's own;
+        `transform` makes of them, (B,) -> (B,), what is learned from.
 
         Raises:
             InputError: it would need more memory than is free.
         """
-        self.num_envs, self.depth = num_envs, depth
+        self.num_envs, self.depth, self._transform = num_envs, depth, transform
         self.first = 0  # first step that was ever put; later where a run went on without what it had in replay
         self.newest = -1  # last step whose frame was put for any environment
         self.complete = 0  # first step that may still change: an environment's newest, whose outcome is not there yet
@@ -163,7 +166,7 @@ class Replay:
         for k in range(n):
             row = (at + k) % self.rows
             going &= tables["mask"][row, slot]
-            reward += going * np.float32(discount**k) * tables["rewards"][row, slot]
+            reward += going * np.float32(discount**k) * self._transform(tables["rewards"][row, slot])
             length += going
             over |= going & tables["terminated"][row, slot]
             going &= ~tables["ends"][row, slot]

@@ -10,14 +10,13 @@ unit:       `chunk` steps in a row of one environment, which a memory learns fro
 
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.frames import as_seen, gather_stacks, next_age
 from agents.networks import Inputs
-from envs.contract import GameDescription
+from envs.contract import GameDescription, TimeStep
 
 # What the environment says beside frames: a number for each step. On a GPU all of a rollout's go there at once.
 _SMALL = ("age", "is_first", "last_rewards", "rewards", "terminated", "ends")
@@ -44,13 +43,10 @@ def generalized_advantages(
     Returns:
         (T, N) advantages, zero where masked.
     """
-    delta = rewards + discount * values[1:] * ~terminated - values[:-1]
-    carry = discount * trace * (~ends).to(delta.dtype)
-    advantages = torch.zeros_like(rewards)
-    following = torch.zeros_like(rewards[0])
-    for t in reversed(range(rewards.shape[0])):
-        following = mask[t] * (delta[t] + carry[t] * following)
-        advantages[t] = following
+    advantages = mask * (rewards + discount * values[1:] * ~terminated - values[:-1])
+    carry = discount * trace * (mask & ~ends).to(rewards.dtype)
+    for t in reversed(range(len(rewards) - 1)):
+        advantages[t] += carry[t] * advantages[t + 1]
     return advantages
 
 
@@ -105,40 +101,22 @@ class Rollout:
         """(T, N) False where the action was ignored, because the step after it opens an episode."""
         return ~self.is_first[1:]
 
-    def put_step(
-        self,
-        t: int,
-        slots: slice,
-        observation: NDArray[Any],
-        extra: NDArray[np.float32],
-        reward: NDArray[np.float32],
-        is_first: NDArray[np.bool_],
-    ) -> None:
-        """Store what the environment gave at step t."""
+    def put_step(self, t: int, slots: slice, timestep: TimeStep) -> None:
+        """Store what the agent sees of the environment's step t."""
         row = t + self.depth - 1
-        age = next_age(self._age[row - 1, slots], is_first, self.depth)
-        self._put(row, slots, frames=observation, age=age)
-        self._put(t, slots, extra=extra, last_rewards=reward, is_first=is_first)
+        age = next_age(self._age[row - 1, slots], timestep.is_first, self.depth)
+        self.put(row, slots, frames=timestep.observation, age=age)
+        self.put(t, slots, extra=timestep.extra, last_rewards=timestep.reward, is_first=timestep.is_first)
 
     def put_decision(self, t: int, slots: slice, action: Tensor, log_prob: Tensor, value: Tensor, state: Tensor) -> None:
         """Store what was done at step t; `state` is the memory's before it."""
-        self._put(t + 1, slots, last_actions=action)
-        self._put(t, slots, log_probs=log_prob, values=value)
+        self.put(t + 1, slots, last_actions=action)
+        self.put(t, slots, log_probs=log_prob, values=value)
         if state.shape[1] and t % self.chunk == 0:
             self.states[t // self.chunk, slots] = state
 
-    def put_value(self, t: int, slots: slice, value: Tensor) -> None:
-        """Store what the observation of step t is worth; behind the last step nothing else is decided."""
-        self._put(t, slots, values=value)
-
-    def put_outcome(
-        self, t: int, slots: slice, reward: NDArray[np.float32], terminated: NDArray[np.bool_], end: NDArray[np.bool_]
-    ) -> None:
-        """Store what action t brought."""
-        self._put(t, slots, rewards=reward, terminated=terminated, ends=end)
-
-    def _put(self, row: int, slots: slice, **given: NDArray[Any] | Tensor) -> None:
-        """Write into a row of some tables."""
+    def put(self, row: int, slots: slice, **given: NDArray[Any] | Tensor) -> None:
+        """Write into a row of some tables, (slots, ...) each, by the tables' names."""
         for name, values in given.items():
             table = self._writable[name]
             if isinstance(table, Tensor):
@@ -147,14 +125,10 @@ class Rollout:
                 table[row, slots] = values.numpy() if isinstance(values, Tensor) else values
 
     def inputs_at(self, t: int, slots: slice) -> Inputs:
-        """What the agent sees at step t: (1, slots, ...)."""
-        _, *beside = self._views_at(t, slots)
-        return Inputs(self.stacks_at(t, slots)[None], *(view.to(self.frames.device, non_blocking=True) for view in beside))
-
-    def stacks_at(self, t: int, slots: slice) -> Tensor:
-        """Observations of step t as the agent sees them: (slots, depth, *shape); may be what is stored itself."""
-        frames, *_ = self._views_at(t, slots)
-        return as_seen(frames, self._age[t + self.depth - 1, slots])
+        """What the agent sees at step t, (1, slots, ...); may be what is stored itself."""
+        frames, *beside = self._views_at(t, slots)
+        stacks = as_seen(frames, self._age[t + self.depth - 1, slots])
+        return Inputs(stacks[None], *(view.to(self.frames.device, non_blocking=True) for view in beside))
 
     def _views_at(self, t: int, slots: slice) -> tuple[Tensor, ...]:
         """Views of the frames of a step (slots, depth, *shape), and of what is beside them (1, slots, ...), made once."""

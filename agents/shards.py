@@ -242,18 +242,20 @@ class SharedOptimizer:
         rows = shares((weight.detach() for weight in network.parameters()), self.sharers)
         self._rows = [[nn.Parameter(weight, requires_grad=False) for weight in share] for share in rows]
         self._optimizers = [make(rows) for rows in self._rows]
+        self._learning_rate = float(self._optimizers[0].lr)
         device = self._rows[0][0].device
         if device.type == "cuda":  # a recorded step finds its size in memory of the device
             for optimizer in self._optimizers:
-                optimizer.lr = torch.tensor(float(optimizer.lr), device=device)
+                optimizer.lr = torch.tensor(self._learning_rate, device=device)
 
     @property
     def learning_rate(self) -> float:
         """Size of the steps from now on."""
-        return float(self._optimizers[0].lr)
+        return self._learning_rate
 
     @learning_rate.setter
     def learning_rate(self, rate: float) -> None:
+        self._learning_rate = rate
         for optimizer in self._optimizers:
             if isinstance(optimizer.lr, Tensor):
                 optimizer.lr.fill_(rate)

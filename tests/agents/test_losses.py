@@ -16,7 +16,7 @@ from torch import nn
 from agents.a2c import a2c_loss
 from agents.dqn import dqn_loss, td_targets
 from agents.networks import MLP
-from agents.on_policy import Batch, explained_variance, masked_mean, normalized, policy_terms
+from agents.on_policy import Batch, explained_variance, mean_over, normalized, policy_terms
 from agents.ppo import ppo_loss
 from agents.replay import Transitions
 from tests.agents.driving import build, configure, describe, draw_tape, inputs_of, play_tape, sgd
@@ -219,8 +219,8 @@ def test_normalisation_counts_what_counts():
     mask = torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0])
     found = normalized(advantages, mask, floor=0.0)[mask > 0]
     assert found.tolist() == pytest.approx([(x - 4) / 5**0.5 for x in (1, 3, 5, 7)])
-    assert masked_mean(advantages, mask).item() == 4
-    assert masked_mean(advantages, torch.zeros(5)).item() == 0
+    assert mean_over(mask)(advantages).item() == 4
+    assert mean_over(torch.zeros(5))(advantages).item() == 0
     # a rollout in which nothing happened stays small
     assert normalized(torch.tensor([1e-6, -1e-6]), torch.ones(2)).abs().max() < 1e-2
 

@@ -13,7 +13,7 @@ import agents.replay
 from agents.dqn import DQNConfig
 from agents.replay import Replay, bytes_per_step
 from envs.contract import InputError
-from tests.agents.driving import build, describe, draw_tape, play_tape, split
+from tests.agents.driving import build, configure, describe, draw_tape, play_tape, split
 
 DISCOUNT = 0.5
 
@@ -192,6 +192,21 @@ def test_three_steps_by_hand():
     assert found.discounts.tolist() == [0.125, 0.0]
     assert found.stacks[..., 0].tolist() == [[0, 1], [1, 2]]
     assert found.next_stacks[0, :, 0].tolist() == [3, 4]
+
+
+def test_rewards_are_normalised_when_they_are_learned_from():
+    """By what is known then: those of the start would otherwise be of another size than the same ones of later."""
+    tape = draw_tape(40, 4, shape=(5,))
+    agent = build("dqn", describe((5,)), configure("dqn", num_envs=4, frame_stack=1, reward="normalize", n_step=2), groups=2)
+    for _ in range(2):
+        play_tape(agent, tape.rewind(2))
+    replay, played = agent.replay, torch.from_numpy(tape.steps.reward[1:])
+    assert torch.equal(replay.rewards[: len(played)], played)
+    t, slots = torch.arange(30), torch.zeros(30, dtype=torch.int64)
+    found = replay.transitions(t, slots, 1, 0.99)
+    expected = np.where(replay.mask[t, slots], agent.rewards(tape.steps.reward[1:31, 0]), 0)
+    assert np.array_equal(found.rewards.numpy(), expected)
+    assert not np.array_equal(expected, tape.steps.reward[1:31, 0])
 
 
 # -------------------------------------------------------------------------------------------------------------- memory

@@ -7,7 +7,7 @@ import torch
 from agents.frames import FrameStack
 from agents.on_policy import Batch, policy_terms
 from agents.rollout import Rollout
-from tests.agents.driving import Tape, build, configure, describe, draw_tape, inputs_of, play_tape
+from tests.agents.driving import Tape, build, configure, describe, draw_tape, inputs_of, look, play_tape
 
 SHAPE = (1, 2, 2)
 
@@ -30,8 +30,7 @@ def pictures(steps, num_envs, seed=0):
 
 
 def put_frame(rollout, t, observation, is_first):
-    size = len(is_first)
-    rollout.put_step(t, slice(None), observation, np.zeros((size, 0)), np.zeros(size), is_first)
+    rollout.put_step(t, slice(None), look(observation)._replace(is_first=is_first))
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
@@ -52,11 +51,11 @@ def test_stacks_for_acting_for_learning_and_of_a_player_are_the_same(length, num
     assert torch.equal(put(0, tape.at(0)), expected[0])
     for start in (0, length, 2 * length):
         for t in range(length):
-            assert torch.equal(rollout.stacks_at(t, everyone), expected[start + t])
+            assert torch.equal(rollout.inputs_at(t, everyone).stacks[0], expected[start + t])
             for slot in range(num_envs):
-                assert torch.equal(rollout.stacks_at(t, slice(slot, slot + 1))[0], expected[start + t, slot])
+                assert torch.equal(rollout.inputs_at(t, slice(slot, slot + 1)).stacks[0][0], expected[start + t, slot])
             assert torch.equal(put(t + 1, tape.at(start + t + 1)), expected[start + t + 1])
-        assert torch.equal(rollout.stacks_at(length, everyone), expected[start + length])  # whose value is asked for
+        assert torch.equal(rollout.inputs_at(length, everyone).stacks[0], expected[start + length])  # whose value is asked for
         t, slots = (index.flatten() for index in np.indices((length, num_envs)))
         learned = rollout.inputs(torch.from_numpy(t)[None], torch.from_numpy(slots)).stacks[0]
         assert torch.equal(learned, expected[start + t, slots])
@@ -72,10 +71,14 @@ def test_a_stack_looks_back_into_the_rollout_before():
             put_frame(rollout, t, next(frame), np.array([False]))
         rollout.carry_over()
     # frames 1 ... 5; the last is the third rollout's first
-    assert rollout.stacks_at(0, slice(None)).flatten().tolist() == [3, 4, 5]
+    assert rollout.inputs_at(0, slice(None)).stacks[0].flatten().tolist() == [3, 4, 5]
     put_frame(rollout, 1, next(frame), np.array([True]))
-    assert rollout.stacks_at(1, slice(None)).flatten().tolist() == [0, 0, 6]
-    assert rollout.stacks_at(0, slice(None)).flatten().tolist() == [3, 4, 5]  # making a stack black leaves the frames alone
+    assert rollout.inputs_at(1, slice(None)).stacks[0].flatten().tolist() == [0, 0, 6]  # black, which leaves the frames alone:
+    assert rollout.inputs_at(0, slice(None)).stacks[0].flatten().tolist() == [
+        3,
+        4,
+        5,
+    ]
 
 
 class Watch:
@@ -189,15 +192,16 @@ def test_clipped_rewards_are_learned_from_and_the_game_keeps_its_own(algorithm):
     tape = draw_tape(7, 4, shape=(5,), dtype="uint8")
     tape.steps.reward[:] *= 10
     before = tape.steps.reward.copy()
-    agent = small_agent(algorithm, reward="clip")
+    agent, played = small_agent(algorithm, reward="clip"), ~tape.steps.is_first[1:7]
     if algorithm == "dqn":
         play_tape(agent, tape)
-        stored = agent.replay.rewards[:6]
+        t, slots = (torch.from_numpy(index.flatten()) for index in np.indices((6, 4)))
+        learned = agent.replay.transitions(t, slots, 1, 0.99).rewards.view(6, 4)
     else:
         watch = Watch(agent)
         play_tape(agent, tape)
-        stored = watch.seen[0][0]["rewards"]
-    assert np.array_equal(stored, np.clip(before[1:7], -1, 1))
+        learned = watch.seen[0][0]["rewards"]
+    assert np.array_equal(learned[played], np.clip(before[1:7], -1, 1)[played])
     assert np.array_equal(tape.steps.reward, before)
     assert (np.abs(before[1:7]) > 1).any()
 

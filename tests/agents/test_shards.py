@@ -9,7 +9,7 @@ from torch import nn
 from agents.adam import Adam
 from agents.dense import Dense
 from agents.networks import MLP, ActorCritic
-from agents.on_policy import masked_mean
+from agents.on_policy import mean_over
 from agents.rmsprop import RMSprop
 from agents.shards import SMALLEST, Shards, SharedOptimizer, Threads
 from tests.agents.driving import build, configure, describe, draw_tape, inputs_of, play_tape, sgd, step_along
@@ -31,7 +31,7 @@ INDICES = torch.randperm(COUNT, generator=RNG)
 def work(network, part):
     """A masked mean, in shares of the whole weight."""
     share = WEIGHTS[part].sum() / WEIGHTS.sum()
-    loss = masked_mean(network(INPUTS[part])[:, 0] ** 2, WEIGHTS[part]) * share
+    loss = mean_over(WEIGHTS[part])(network(INPUTS[part])[:, 0] ** 2) * share
     loss.backward()
     return {"loss": loss.detach(), "count": torch.tensor(len(part))}
 
@@ -61,7 +61,7 @@ def gradients(shards, network, threads):
 
 def whole(network):
     network.zero_grad()
-    loss = masked_mean(network(INPUTS)[:, 0] ** 2, WEIGHTS)
+    loss = mean_over(WEIGHTS)(network(INPUTS)[:, 0] ** 2)
     loss.backward()
     return loss.item(), [parameter.grad.clone() for parameter in network.parameters()]
 

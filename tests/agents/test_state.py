@@ -136,6 +136,19 @@ def test_every_part_of_the_state_matters(algorithm):
         assert not same(whole, future(part)), part
 
 
+@pytest.mark.parametrize(("reward", "fits"), [("clip", True), ("none", True), ("scale", False), ("normalize", False)])
+def test_a_replay_of_what_was_made_of_rewards_is_refused(reward, fits):
+    """As an older version kept it; what was clipped stays so when it is clipped again."""
+    agent = build("dqn", GAME, configure("dqn", **SETTINGS | {"reward": reward}))
+    state = agent.state_dict()
+    del state["rewards"]["in_replay"]
+    if fits:
+        agent.load_state_dict(state)
+    else:
+        with pytest.raises(ValueError, match="what was made of rewards"):
+            agent.load_state_dict(state)
+
+
 def clone(part):
     if isinstance(part, torch.Tensor):
         return part.clone()
