@@ -106,7 +106,8 @@ def _track(axis: Axis, marks: Sequence[Markup]) -> Markup:
 
 def _axis_row(axis: Axis) -> Markup:
     labels = [_scale_label(number(tick), axis.percent(tick), 14, "middle") for tick in axis.ticks]
-    return tag("div", tag("svg", *labels, class_="track", height=20), class_="row")
+    unit = tag("div", tag("small", "points"), class_="number")
+    return tag("div", tag("svg", *labels, class_="track", height=20), unit, class_="row")
 
 
 def _scale_label(text: str, x: str, y: float, anchor: str) -> Markup:
@@ -167,11 +168,13 @@ def _curve_grid(x_axis: Axis, y_axis: Axis) -> Markup:
     for tick in y_axis.ticks:
         y = round(CURVE_HEIGHT * (1 - y_axis.share(tick)), 1)
         parts.append(tag("line", x1=0, x2="100%", y1=y, y2=y, class_="grid"))
-        parts.append(_scale_label(number(tick), "0", y - 4, "start"))
+        unit = " points" if tick == y_axis.ticks[-1] else ""
+        parts.append(_scale_label(number(tick) + unit, "0", y - 4, "start"))
     ticks = [tick for tick in x_axis.ticks if tick <= x_axis.high]
     for tick in ticks:
         anchor = "start" if tick == ticks[0] else "end" if x_axis.share(tick) > 0.95 else "middle"
-        parts.append(_scale_label(short(tick), x_axis.percent(tick), CURVE_HEIGHT + 18, anchor))
+        unit = " frames" if tick == ticks[-1] else ""
+        parts.append(_scale_label(short(tick) + unit, x_axis.percent(tick), CURVE_HEIGHT + 18, anchor))
     return joined(parts)
 
 
