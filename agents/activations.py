@@ -77,7 +77,7 @@ class Activations:
 
     def _room(self, result: Tensor) -> Tensor:
         """For a whole rollout of a layer's results, each laid out as it is here."""
-        assert len(result) == 1 or result.stride(0) == result[0].numel(), "samples do not lie one behind the other"
+        assert len(result) == 1 or result.stride(0) == result[0].numel(), "samples do not lie one after the other"
         shape, strides = (len(self.units), *result.shape[1:]), (result[0].numel(), *result.stride()[1:])
         with torch.inference_mode(False):  # what is made for inference alone cannot be learned from
             return torch.empty_strided(shape, strides, dtype=result.dtype)

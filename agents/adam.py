@@ -44,7 +44,7 @@ def fused_step(
     eps: float,
     betas: tuple[float, float],
 ) -> None:
-    """Adam's kernel: moves weights and both moments, which are corrected as behind so many steps."""
+    """Adam's kernel: moves weights and both moments, which are corrected as after so many steps."""
     torch._fused_adam_(
         weights,
         gradients,

@@ -45,12 +45,12 @@ class Graphed:
         signature = tuple((argument.shape, argument.dtype) for argument in arguments)
         if self._calls[signature] < WARM_UP:
             self._calls[signature] += 1
-            return self._beside(arguments, self._stream)
+            return self._in_stream(arguments, self._stream)
         if signature not in self._graphs:
             self._graphs[signature] = _Graph(self._function, arguments, self._stream)
         return self._graphs[signature](*arguments)
 
-    def _beside(self, arguments: tuple[Tensor, ...], stream: torch.cuda.Stream) -> dict[str, Tensor]:
+    def _in_stream(self, arguments: tuple[Tensor, ...], stream: torch.cuda.Stream) -> dict[str, Tensor]:
         """Call it in the stream in which it will be recorded."""
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

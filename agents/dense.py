@@ -84,7 +84,7 @@ def _linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`nn.functional.linear` of (B, I), as the products that a CPU is sooner done with (`docs/log.md`).
 
     Returns:
-        (B, O), one sample behind the other, and no view, even of one sample: a ReLU writes into it.
+        (B, O), one sample after the other, and no view, even of one sample: a ReLU writes into it.
     """
     if inputs.device.type != "cpu" or inputs.dtype not in (torch.bfloat16, torch.float32):
         return nn.functional.linear(inputs, weight, bias)

@@ -47,7 +47,7 @@ class Learner:
         self.updates = 0
         """Updates whose metrics are known."""
         self._update, self._network, self._rollout = update, network, rollout
-        self._beside = _Beside(device) if self.lag else None
+        self._background = _Background(device) if self.lag else None
         self._taken = False  # whether `past` is the rollout that has just been filled
         self._running: Future[Update] | None = None  # an update that has begun, and whose metrics have not been returned
         self._rate = 0.0  # of that update
@@ -87,8 +87,8 @@ class Learner:
     def _begin(self) -> None:
         self._waits = False
         self.past.upload()
-        if self._beside is not None:
-            self._running = self._beside.run(self._update, self._rate)
+        if self._background is not None:
+            self._running = self._background.run(self._update, self._rate)
         else:
             self._running = _at_once(self._update, self._rate)
 
@@ -108,8 +108,8 @@ class Learner:
         """Wait for the update that was begun; None where there is none, or it was broken off and waits to be made again."""
         if self._running is None:
             return None
-        if self._beside is not None:
-            self._beside.join()
+        if self._background is not None:
+            self._background.join()
         try:
             return self._running.result()
         except BrokenOff:
@@ -147,7 +147,7 @@ class Learner:
             self._running = _at_once(lambda _: Update([*metrics], torch.tensor([*metrics.values()]), {}), self._rate)
 
 
-class _Beside:
+class _Background:
     """Makes updates beside what is done meanwhile: in a stream of its own on a GPU, in a thread of its own elsewhere."""
 
     def __init__(self, device: torch.device) -> None:
@@ -166,7 +166,7 @@ class _Beside:
             return _at_once(update, rate)
 
     def join(self) -> None:
-        """On a GPU, let what reads the weights from now on do so behind what was begun."""
+        """On a GPU, let what reads the weights from now on do so after what was begun."""
         if self._stream is not None:
             torch.cuda.current_stream().wait_stream(self._stream)
 

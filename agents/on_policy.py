@@ -278,7 +278,7 @@ class OnPolicyAgent(ABC):
     def work(self, rollout: Batch) -> Work:
         """What a thread does for its part of a batch.
 
-        Gradients and metrics are sums over the steps that count: how many there are is known only behind the last part.
+        Gradients and metrics are sums over the steps that count: how many there are is known only after the last part.
         """
         past = self.learner.past
 
@@ -314,11 +314,11 @@ class OnPolicyAgent(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """What was learned, counters, reward moments, the memory, and the rollout as far as it is."""
-        behind = {}
+        lag = {}
         if self.learner.lag:  # first: it waits for an update
-            behind["lag"] = {**self.learner.state_dict(), "generator": self.generator.get_state()}
+            lag["lag"] = {**self.learner.state_dict(), "generator": self.generator.get_state()}
         return {
-            **behind,
+            **lag,
             **self.learned(),
             "rewards": self.rewards.state_dict(),
             "counters": {"frames": self.frames, "steps": self.steps, "updates": self.updates, "began": self._began},
@@ -346,7 +346,7 @@ class OnPolicyAgent(ABC):
                     self.see(self.activations, t, slots)
         for slots in self.setting.groups:
             if self._times[slots.start] == steps:
-                self._note_value(steps, slots)  # checkpoints of older versions have it only behind all groups
+                self._note_value(steps, slots)  # checkpoints of older versions have it only after all groups
 
     def see(self, activations: Activations, t: int, slots: slice) -> None:
         """Make the results of layers for step t of a rollout without acting."""

@@ -182,8 +182,8 @@ class Replay:
         rewards, discounts, weights = outcomes
         stacks = gather_stacks(self.frames, row, slots, age, self.depth)
         next_stacks = gather_stacks(self.frames, after, slots, next_age, self.depth)
-        beside, next_beside = self.extra[row, slots], self.extra[after, slots]
-        return Transitions(stacks, beside, actions, rewards, discounts, next_stacks, next_beside, weights)
+        extra, next_extra = self.extra[row, slots], self.extra[after, slots]
+        return Transitions(stacks, extra, actions, rewards, discounts, next_stacks, next_extra, weights)
 
     def transitions(self, t: Tensor, slots: Tensor, n: int, discount: float) -> Transitions:
         """The transitions that begin at some steps: (B,), (B,)."""

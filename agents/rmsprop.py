@@ -1,8 +1,8 @@
 """RMSprop in one pass over the weights: torch's own makes five, and a step on a small batch is mostly that.
 
 Its numbers and its moment are those of `torch.optim.RMSprop`, computed by Adam's kernel. Adam is RMSprop where it has no first
-moment (a beta of 0, by which the gradient itself is the mean) and its second is no longer corrected for beginning at 0, which
-is so behind infinitely many steps.
+moment (a beta of 0, by which the gradient itself is the mean) and its second is not corrected for beginning at 0, as after
+infinitely many steps.
 """
 
 import math

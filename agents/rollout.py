@@ -73,10 +73,10 @@ class Rollout:
         self.values = table(torch.float32, steps + 1)
         self.rewards = table(torch.float32)
         self.terminated, self.ends = table(torch.bool), table(torch.bool)
-        # Where tables of a GPU are written until `upload`.
-        self._beside = {name: own.cpu() for name, own in self.tables.items() if name in _SMALL and device.type == "cuda"}
+        # Where tables of a GPU are written until `upload`: in the CPU's memory.
+        self._staged = {name: own.cpu() for name, own in self.tables.items() if name in _SMALL and device.type == "cuda"}
         # What is written: on the CPU through numpy, which takes a quarter of torch's time for a few numbers.
-        written = {**self.tables, **self._beside}
+        written = {**self.tables, **self._staged}
         self._writable = {name: own.numpy() if own.device.type == "cpu" else own for name, own in written.items()}
         self._age: Any = self._writable["age"]
         self._views: dict[tuple[int, int, int], tuple[Tensor, ...]] = {}  # see `_views_at`
@@ -126,22 +126,22 @@ class Rollout:
 
     def inputs_at(self, t: int, slots: slice) -> Inputs:
         """What the agent sees at step t, (1, slots, ...); may be what is stored itself."""
-        frames, *beside = self._views_at(t, slots)
+        frames, *rest = self._views_at(t, slots)
         stacks = as_seen(frames, self._age[t + self.depth - 1, slots])
-        return Inputs(stacks[None], *(view.to(self.frames.device, non_blocking=True) for view in beside))
+        return Inputs(stacks[None], *(view.to(self.frames.device, non_blocking=True) for view in rest))
 
     def _views_at(self, t: int, slots: slice) -> tuple[Tensor, ...]:
         """Views of the frames of a step (slots, depth, *shape), and of what is beside them (1, slots, ...), made once."""
         at = t, slots.start, slots.stop
         if at not in self._views:
-            tables = ({**self.tables, **self._beside}[name] for name in ("extra", "last_actions", "last_rewards", "is_first"))
+            tables = ({**self.tables, **self._staged}[name] for name in ("extra", "last_actions", "last_rewards", "is_first"))
             frames = self.frames[t : t + self.depth, slots].transpose(0, 1)
             self._views[at] = frames, *(table[t : t + 1, slots] for table in tables)
         return self._views[at]
 
     def upload(self) -> None:
-        """Bring what was written beside a GPU to it, before what is there is read."""
-        for name, written in self._beside.items():
+        """Bring what was staged for a GPU to it, before what is there is read."""
+        for name, written in self._staged.items():
             getattr(self, name).copy_(written)
 
     def unit(self, units: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -156,8 +156,8 @@ class Rollout:
         if stacks:
             rows = t + self.depth - 1
             seen = gather_stacks(self.frames, rows, slots, self.age[rows, slots], self.depth)
-        beside = (self.extra, self.last_actions, self.last_rewards, self.is_first)
-        return Inputs(seen, *(table[t, slots] for table in beside))
+        rest = (self.extra, self.last_actions, self.last_rewards, self.is_first)
+        return Inputs(seen, *(table[t, slots] for table in rest))
 
     def state_dict(self, newest: int) -> dict[str, Tensor]:
         """The rows that are in use, if `newest` is the last step that was put for any environment."""
@@ -170,20 +170,20 @@ class Rollout:
         """Take back the rows that were in use."""
         for name, rows in state.items():
             getattr(self, name)[: len(rows)] = rows
-            if name in self._beside:
-                self._beside[name][: len(rows)] = rows
+            if name in self._staged:
+                self._staged[name][: len(rows)] = rows
 
     def copy_(self, other: "Rollout") -> None:
         """Take over all that another one of the same size holds."""
         for name, table in self.tables.items():
             table.copy_(other.tables[name])
-        for name, table in self._beside.items():
-            table.copy_(other._beside[name])
+        for name, table in self._staged.items():
+            table.copy_(other._staged[name])
 
     def carry_over(self) -> None:
         """Make the last observation, with its past, the first of the next rollout."""
         self.frames[: self.depth] = self.frames[-self.depth :].clone()
-        tables = {**self.tables, **self._beside}
+        tables = {**self.tables, **self._staged}
         tables["age"][self.depth - 1] = tables["age"][-1]
         for name in ("extra", "last_actions", "last_rewards", "is_first"):
             tables[name][0] = tables[name][-1]
