@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from training import missing
+from training.outputs import outlive_readers
 
 try:
     import tyro
@@ -89,4 +90,5 @@ def _evaluate(args: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    outlive_readers()
     raise SystemExit(main(sys.argv[1:]))

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from training.outputs import outlive_readers, reader_may_leave
+
 if TYPE_CHECKING:
     from training.loop import Run
 
@@ -67,7 +69,6 @@ def _run(args: Sequence[str]) -> int:
 
 def _show_usage() -> None:
     from agents.registry import ALGORITHMS
-    from training.command_line import reader_may_leave
 
     with reader_may_leave():
         print(USAGE.format(algorithms="|".join(ALGORITHMS)))
@@ -161,4 +162,5 @@ def _finish(run: "Run") -> int:
 
 
 if __name__ == "__main__":
+    outlive_readers()
     raise SystemExit(main(sys.argv[1:]))

@@ -118,7 +118,7 @@ class Worker:
 
 def main() -> None:
     """A worker's life; its failures go to the trainer as one message."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # of a whole job: the trainer still wants its games for a checkpoint
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # of a whole job: the trainer still wants its games
         signal.signal(number, signal.SIG_IGN)
     memory, commands, replies = map(int, sys.argv[1:])
     for fd in (memory, commands, replies):

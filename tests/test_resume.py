@@ -457,6 +457,8 @@ def test_a_second_signal_ends_it_at_once(first: int, tmp_path: Path, trainer: Tr
     workers = children(process.pid)
     process.send_signal(first)
     time.sleep(1)
+    process.send_signal(signal.SIGHUP)  # from a terminal that closes, and no impatience
+    time.sleep(0.5)
     assert process.poll() is None
     sent = time.monotonic()
     process.send_signal(signal.SIGTERM)

@@ -137,28 +137,93 @@ def wait_for(condition: Any, seconds: float = 180) -> None:
         time.sleep(0.05)
 
 
+LONG = [sys.executable, str(ROOT / "train.py"), "ppo", "--env", "CartPole-v1", "--run-dir", "run", "--rollout-steps", "25"]
+HERE = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_a_checkpoint_and_its_exit_code(number: int, code: int) -> None:
-    command = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        "ppo",
-        "--env",
-        "CartPole-v1",
-        "--run-dir",
-        "run",
-        "--rollout-steps",
-        "25",
-        "--total-frames",
-        "300k",
-    ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    process = subprocess.Popen([*LONG, "--total-frames", "300k"], stderr=subprocess.PIPE, text=True, env=HERE)
     wait_for(lambda: rows_of("run"))
     process.send_signal(number)
     _, said = process.communicate(timeout=30)
     assert process.returncode == code
     assert "Traceback" not in said
     assert checkpoint.checkpoints(Path("run/checkpoints"))
+
+
+def test_a_terminal_that_closes_leaves_a_checkpoint() -> None:
+    keyboard, screen = os.openpty()
+
+    def own_the_terminal() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        os.close(os.open(os.ttyname(2), os.O_RDWR))  # whoever leads a session and opens one has it
+
+    with subprocess.Popen(
+        [*LONG, "--total-frames", "300k"],
+        stdin=screen,
+        stdout=screen,
+        stderr=screen,
+        env=HERE,
+        start_new_session=True,
+        preexec_fn=own_the_terminal,
+    ) as process:
+        os.close(screen)
+        while not Path("run/metrics.jsonl").exists() or not rows_of("run"):
+            assert os.read(keyboard, 1_000)  # the bar goes on as long as somebody looks
+        os.close(keyboard)
+        assert process.wait(timeout=30) == 128 + signal.SIGHUP
+    with start.old_run(Path("run")) as run:
+        assert 0 < run.agent.frames < 300_000
+
+
+def test_a_run_that_was_started_with_nohup_outlives_its_terminal() -> None:
+    process = subprocess.Popen(["nohup", *LONG, "--total-frames", "300k"], stderr=subprocess.DEVNULL, env=HERE)
+    wait_for(lambda: rows_of("run"))
+    process.send_signal(signal.SIGHUP)
+    frames = rows_of("run")[-1]["frames"]
+    wait_for(lambda: rows_of("run")[-1]["frames"] > frames + 1_000)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 143
+
+
+@pytest.mark.parametrize(("number", "code"), [(None, 0), (signal.SIGINT, 130)])
+def test_a_run_whose_reader_leaves_goes_on(number: int | None, code: int) -> None:
+    """As with `2>&1 | head -1`, and with `2>&1 | tee log`, where Ctrl-C ends tee first."""
+    few = ["--total-frames", "300k" if number else "600"]
+    process = subprocess.Popen([*LONG, *few], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=HERE)
+    assert process.stdout is not None and process.stdout.readline() == b"run: opening 8 games\n"
+    process.stdout.close()
+    if number:
+        wait_for(lambda: rows_of("run"))
+        process.send_signal(number)
+    assert process.wait(timeout=60) == code
+    assert checkpoint.checkpoints(Path("run/checkpoints"))
+
+
+def test_what_a_slow_reader_has_no_room_for_is_lost() -> None:
+    """Where the other side has said that writing must not wait, as programs do that share a terminal."""
+    _, end = os.pipe()
+    os.set_blocking(end, False)
+    code = "import sys; from training.outputs import outlive_readers; outlive_readers(); print('x' * 2**20, file=sys.stderr)"
+    assert subprocess.run([sys.executable, "-c", code], stderr=end, env=HERE, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks at descriptors through /proc")
+@pytest.mark.parametrize("program", ["train.py", "evaluate.py"])
+def test_standard_streams_that_are_closed_stay_nobodys(program: str) -> None:
+    """Not the trainer's memory, which they would be next, and a game's warnings would be written into it."""
+    command = [sys.executable, str(ROOT / "evaluate.py"), "random:CartPole-v1", "--episodes", "2000"]
+    command = LONG if program == "train.py" else command
+    process = subprocess.Popen(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command], env=HERE)
+    try:
+        wait_for(lambda: any(b"envs.worker_process" in command_of(child) for child in children(process.pid)))
+        wait_for(lambda: program == "evaluate.py" or rows_of("run"))
+        for pid in (process.pid, *children(process.pid)):
+            assert {os.readlink(f"/proc/{pid}/fd/{stream}") for stream in range(3)} == {os.devnull}
+    finally:
+        process.kill()
+        process.wait()
 
 
 BAD = {
@@ -248,6 +313,14 @@ def test_lost_games_are_counted() -> None:
     assert rows_of("run")[-1]["score/games_lost"] > 2
 
 
+def command_of(pid: int) -> bytes:
+    """Of a process; nothing where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the workers through /proc")
@@ -260,7 +333,7 @@ def test_a_hundred_kills_cost_a_run_the_killed_workers_games_alone() -> None:
 
     def workers() -> list[int]:
         assert trainer.poll() is None, trainer.communicate()
-        return [pid for pid in children(trainer.pid) if b"envs.worker_process" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        return [pid for pid in children(trainer.pid) if b"envs.worker_process" in command_of(pid)]
 
     def wait_for_row(lost: int) -> None:
         while not Path("run/metrics.jsonl").exists() or not rows_of("run") or rows_of("run")[-1]["score/games_lost"] != lost:
@@ -362,15 +435,16 @@ def test_a_game_that_cannot_be_opened_leaves_nothing(name: str, said: str) -> No
     assert not Path("run").exists()
 
 
-def test_a_run_that_is_ended_while_its_games_open_leaves_nothing() -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_run_that_is_ended_while_its_games_open_leaves_nothing(number: int) -> None:
     env = "tests.envs.own_games:LongToOpen-v0"
     command = [sys.executable, str(ROOT / "train.py"), "ppo", "--env", env, "--torso", "impala", "--run-dir", "run"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    wait_for(lambda: Path("run/config.json").exists())
-    process.send_signal(signal.SIGTERM)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=HERE)
+    assert process.stderr is not None and process.stderr.readline() == "run: opening 8 games\n"
+    assert Path("run/config.json").exists()
+    process.send_signal(number)
     _, said = process.communicate(timeout=30)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert said == "run: opening 8 games\n"
+    assert (process.returncode, said) == (128 + number, "")
     assert not Path("run").exists()
 
 

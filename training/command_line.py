@@ -2,12 +2,10 @@
 
 import contextlib
 import io
-import os
 import re
 import shlex
-import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import tyro
 from envs.contract import InputError
 from envs.registry import brings_code
 from training.config import parse_count
+from training.outputs import reader_may_leave
 
 _TITLE = re.compile(r"\A(╭─[^\n]*|\s*[^\n]*\n\s*-{10,}\s*\n)")  # the second where the terminal has no box-drawing characters
 _RULE = re.compile(r"│ ─+ │|\n\s*-{10,}\s*\n")
@@ -35,24 +34,6 @@ def _whole_number(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructor
         is_instance=lambda value: isinstance(value, int) and not isinstance(value, bool),
         str_from_instance=lambda value: [f"{value:_}"],
     )
-
-
-@contextlib.contextmanager
-def reader_may_leave() -> Iterator[None]:
-    """Inside, text is printed of which somebody may want the first lines alone, as with `--help | head`.
-
-    Raises:
-        SystemExit: they have gone; as if their leaving had ended the process.
-    """
-    try:
-        try:
-            yield
-        finally:
-            if sys.stdout is not None:  # nor is it there where it was closed before
-                sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left to print at the end
-        raise SystemExit(128 + signal.SIGPIPE) from None
 
 
 @reader_may_leave()

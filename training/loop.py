@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from mmap import mmap
@@ -26,7 +25,6 @@ from training.metrics import Clock, Metrics, check_state
 from training.replay_files import ReplayFiles
 from training.scores import Scores
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SHOW_CURSOR = b"\x1b[?25h"
 
 
@@ -132,6 +130,12 @@ def refuse_non_finite(timestep: TimeStep) -> None:
     for name, values in numbers.items():
         if values.dtype.kind == "f" and values.size and not np.isfinite(values).all():
             raise NonFiniteError(f"the environment's {name}", {name: torch.tensor(own) for name, own in numbers.items()})
+
+
+def stopping_signals() -> list[int]:
+    """Signals that stop a run; a hangup, of its terminal, is none where it was ignored before, as under nohup."""
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([] if ignored else [signal.SIGHUP])]
 
 
 class Run:
@@ -270,7 +274,7 @@ class Run:
             DiskFullError: a signal came while there was no room for one.
             ProtectedError: a number was not finite; what was learned until the last checkpoint is safe.
         """
-        before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+        before = {number: signal.signal(number, self._on_signal) for number in stopping_signals()}
         try:
             with Metrics(self.run_dir, self.total_frames, self._metrics, self._disk) as metrics:
                 self._train(metrics, show)
@@ -317,14 +321,15 @@ class Run:
         raise Stopped(self._signal, self.run_dir, self.envs.tasks[0])
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
-        """Stop behind the turn in progress; a second signal ends the process at once."""
-        for each in _SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
+        """Stop behind the turn in progress; a second signal ends the process at once, where it is no hangup."""
+        for each in stopping_signals():  # a terminal that closes hangs up more than once, and so does its shell
+            signal.signal(each, signal.SIG_IGN if each == signal.SIGHUP else signal.SIG_DFL)
         self._signal = number
         self.agent.hurry = True
         self._disk.give_up()
-        if sys.stderr.isatty():  # the progress line has hidden it, and a second signal would leave it so
-            os.write(2, _SHOW_CURSOR + b"\nstopping behind a checkpoint; once more, and it stops at once\n")
+        if os.isatty(2):  # the progress line has hidden it, and a second signal would leave it so
+            with contextlib.suppress(OSError):  # it may have closed by now
+                os.write(2, _SHOW_CURSOR + b"\nstopping behind a checkpoint; once more, and it stops at once\n")
 
     def _protect(self, error: NonFiniteError) -> ProtectedError:
         """Keep what is not finite for a look at it."""

@@ -26,11 +26,11 @@ from training import checkpoint, replay_files
 from training.command_line import next_command
 from training.config import Plan, RunConfig, load_config, make_plan, save_config
 from training.lock import Lock
-from training.loop import Run
+from training.loop import Run, stopping_signals
 
 
 def new_run(algorithm: str, config: RunConfig[Any], say: Callable[[str], None] = lambda _: None) -> Run:
-    """Open a run in a directory of its own, which goes again where a game cannot be opened, or SIGTERM or Ctrl-C comes before.
+    """Open a run in a directory of its own, which goes again where a game cannot be opened, or a signal comes before.
 
     Args:
         algorithm: Its name.
@@ -49,7 +49,7 @@ def new_run(algorithm: str, config: RunConfig[Any], say: Callable[[str], None] =
     if run_dir.exists():
         raise InputError(f"{run_dir} exists already and is not a run; --run-dir names another")
     plan = plan_of(config)
-    with _ended_by_sigterm(), contextlib.ExitStack() as undo:
+    with _ended_by_signals(), contextlib.ExitStack() as undo:
         envs = open_envs(config, plan)
         undo.callback(envs.close)
         envs.reset(_seeds(config, envs))  # games open while the agent is built
@@ -70,13 +70,15 @@ def new_run(algorithm: str, config: RunConfig[Any], say: Callable[[str], None] =
 
 
 @contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM unwind, as Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+def _ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and a hangup unwind, as Ctrl-C does."""
+    numbers = [number for number in stopping_signals() if number != signal.SIGINT]
+    before = {number: signal.signal(number, lambda number, _: sys.exit(128 + number)) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def plan_of(config: RunConfig[Any]) -> Plan:

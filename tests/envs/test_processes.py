@@ -182,7 +182,7 @@ def test_a_killed_worker_is_an_error_at_the_next_step():
             envs.recv(0)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_worker_plays_on_where_a_whole_job_is_signalled(number):
     """The trainer gets the signal too, and takes down where its games stand."""
     with WorkerEnvs(SQUARES, 2, num_workers=1, restart=True) as envs:
