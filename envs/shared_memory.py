@@ -94,7 +94,11 @@ class Channel:
         data = json.dumps(message).encode()
         left = memoryview(len(data).to_bytes(_LENGTH, "big") + data)
         while left:
-            left = left[os.write(self._outgoing, left) :]
+            left = left[self.write_some(left) :]
+
+    def write_some(self, data: memoryview) -> int:
+        """Send some of these bytes; returns how many."""
+        return os.write(self._outgoing, data)
 
     def read_message(self) -> Any:
         """The next message; an empty dict when the other side is gone."""

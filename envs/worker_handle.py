@@ -17,7 +17,7 @@ from envs.shared_memory import CLONE, FAILED, RESET, RESTORE, Channel, descripti
 
 HANG_SECONDS = 120.0  # without a reply, after which a worker counts as hanging
 OPENING = 5  # times as long for each slot, where games open: a level of DeepMind Lab compiled for 71 s on an idle machine
-_LONGEST = 2**31 - 1  # milliseconds, that a poll can wait
+_PIECE = 1.0  # seconds of a wait: one in which the trainer does not run either (a container is frozen) is as long as any other
 # A worker computes on one core, where Mesa draws for it too, opens no window, and makes no sound: to look for a sound server is
 # enough for JACK's library to leave a folder in shared memory.
 _HEADLESS = {"SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy", "ALSOFT_DRIVERS": "null"}
@@ -74,6 +74,8 @@ class WorkerHandle(Channel):
         super().__init__(reply_end, command_end)
         self._poll = select.poll()
         self._poll.register(reply_end, select.POLLIN)
+        self._room = select.poll()
+        self._room.register(command_end, select.POLLOUT)
         self.write_message(self._order)
 
     def describe(self) -> GameDescription:
@@ -145,9 +147,22 @@ class WorkerHandle(Channel):
             super().write(signal)
 
     def write_message(self, message: Any) -> None:
-        """Send a message, to nobody where the worker is gone."""
+        """Send a message, to nobody where the worker is gone.
+
+        Raises:
+            WorkerLostError: it hangs.
+        """
         with contextlib.suppress(BrokenPipeError):
             super().write_message(message)
+
+    def write_some(self, data: memoryview) -> int:
+        """Send as much as there is room for.
+
+        Raises:
+            WorkerLostError: there is none.
+        """
+        self._wait_in_pieces(self._room, HANG_SECONDS)
+        return super().write_some(data[: select.PIPE_BUF])  # where there is room at all, there is for so much
 
     def expect(self, group: int) -> None:
         """Wait for the end of a step.
@@ -169,7 +184,11 @@ class WorkerHandle(Channel):
         assert reply == signal, f"waited for {signal} and received {reply}"
 
     def _await(self, seconds: float) -> None:
-        if not self._poll.poll(min(seconds * 1000, _LONGEST)):
+        if not self._poll.poll(min(seconds, _PIECE) * 1000):
+            self._wait_in_pieces(self._poll, seconds)
+
+    def _wait_in_pieces(self, poll: "select.poll", seconds: float) -> None:
+        if not any(poll.poll(_PIECE * 1000) for _ in range(int(seconds / _PIECE))):
             raise WorkerLostError(f"a worker process has not answered for {seconds:g} seconds")
 
     def read_message(self) -> Any:

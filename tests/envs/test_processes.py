@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from envs.contract import InputError
-from envs.worker_handle import WorkerError
+from envs.worker_handle import WorkerError, WorkerLostError
 from envs.workers import WorkerEnvs
 
 pytestmark = [
@@ -279,6 +279,51 @@ def test_without_leave_to_start_anew_a_hanging_worker_is_an_error():
             envs.send(np.zeros(1, int), 0)
         with pytest.raises(WorkerError, match=r"has not answered for 0\.5 seconds"):
             envs.recv(0)
+
+
+FROZEN = """
+import sys
+import numpy as np
+from envs.workers import WorkerEnvs
+
+if __name__ == "__main__":
+    with WorkerEnvs(sys.argv[1], 1, hang_seconds=2) as envs:
+        envs.reset([[1]])
+        envs.recv(0)
+        print("played", flush=True)
+        sys.stdin.readline()
+        envs.send(np.zeros(1, int), 0)
+        envs.recv(0)
+"""
+
+
+def test_a_freeze_of_all_processes_is_no_hanging_worker():
+    """Of a container, say, and for longer than a worker may take. Here the trainer is the first to go on."""
+    command = [sys.executable, "-c", FROZEN, SQUARES]
+    trainer = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert trainer.stdin and trainer.stdout and trainer.stdout.readline() == "played\n"
+        (worker,) = children(trainer.pid)
+        os.kill(worker, signal.SIGSTOP)
+        print(file=trainer.stdin, flush=True)
+        time.sleep(0.5)  # the trainer waits by now
+        trainer.send_signal(signal.SIGSTOP)
+        time.sleep(2)
+        trainer.send_signal(signal.SIGCONT)
+        time.sleep(0.3)
+        os.kill(worker, signal.SIGCONT)
+        assert trainer.wait(timeout=20) == 0
+    finally:
+        trainer.kill()
+        trainer.communicate()
+
+
+def test_a_worker_that_takes_no_message_is_lost(monkeypatch):
+    with WorkerEnvs(SQUARES, 1) as envs:
+        os.kill(the_worker(), signal.SIGSTOP)
+        monkeypatch.setattr("envs.worker_handle.HANG_SECONDS", 1.0)
+        with pytest.raises(WorkerLostError, match="has not answered for 1 seconds"):
+            envs._workers[0].write_message({"longer than a pipe": "x" * 2**20})
 
 
 def test_opening_a_game_may_take_longer_than_any_step():
