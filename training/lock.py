@@ -1,5 +1,6 @@
 """One run, one writer."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -29,10 +30,10 @@ class Lock:
             os.ftruncate(self._file, 0)
             os.pwrite(self._file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         except OSError as error:
-            self.release()
+            os.close(self._file)
             raise InputError(f"{path} cannot be written: {error.strerror}") from error
         except InputError:
-            self.release()
+            os.close(self._file)
             raise
 
     def _take(self, run_dir: Path) -> None:
@@ -47,15 +48,19 @@ class Lock:
     def release(self) -> None:
         """Let go of it."""
         if self._file >= 0:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, 0)  # a later process may have this one's number
             os.close(self._file)
             self._file = -1
 
 
 def _lives(holder: str) -> bool:
-    """Whether what holds a lock may still run: a process of this machine that does, or one of another machine."""
+    """Whether what holds a lock may still run: another process of this machine that does, or one of another machine."""
     found = re.fullmatch(r"process (\d+) on (.+)", holder)
     if found is None or found[2] != socket.gethostname():
         return found is not None
+    if int(found[1]) == os.getpid():  # as of a killed one in a container, where numbers begin anew
+        return False
     try:
         os.kill(int(found[1]), 0)
     except ProcessLookupError:

@@ -46,8 +46,10 @@ def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
     holder.send_signal(signal.SIGKILL)
     holder.communicate()
     assert str(holder.pid) in (tmp_path / "lock").read_text()
-    Lock(tmp_path).release()
+    lock = Lock(tmp_path)
     assert f"process {os.getpid()} on " in (tmp_path / "lock").read_text()
+    lock.release()
+    assert (tmp_path / "lock").read_text() == ""
     Lock(tmp_path).release()
 
 
@@ -68,8 +70,14 @@ def test_without_locks_in_the_file_system_the_process_decides(tmp_path: Path, mo
     monkeypatch.setattr(fcntl, "flock", fail)
     with pytest.raises(InputError, match=f"process {holder.pid}"):
         Lock(tmp_path)
+    with pytest.raises(InputError, match=f"process {holder.pid}"):  # who was refused leaves it as it was
+        Lock(tmp_path)
     holder.kill()
     holder.communicate()
+    lock = Lock(tmp_path)
+    left = (tmp_path / "lock").read_text()
+    lock.release()
+    (tmp_path / "lock").write_text(left)  # of a killed process that had the same number
     Lock(tmp_path).release()
     (tmp_path / "lock").write_text(f"process {os.getpid()} on another-machine\n")
     with pytest.raises(InputError, match="another-machine"):
