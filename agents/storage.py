@@ -1,5 +1,6 @@
 """Whether what an agent stores has room: said before it is laid out, since a system without memory kills without a word."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -9,6 +10,10 @@ from envs.contract import InputError
 
 _SHARE = 0.9  # of the free memory that storage may take
 _SHARE_BESIDE = 0.5  # of a device's, where it may lie elsewhere
+_CONTROL_GROUPS = (  # version 2 and version 1: files of the limit, the use and counts, and which count is of cached files
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+)
 
 
 def check_room(what: str, size: int, advice: str, device: torch.device | None = None) -> None:
@@ -56,9 +61,8 @@ def _of_machine() -> int | None:
 
 def _of_container(group: Path = Path("/sys/fs/cgroup")) -> int | None:
     """What its limit leaves, where it has one; cached files count as free, since the system gives them up."""
-    try:
-        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        return max(0, limit - used + int(counts["inactive_file"]))
-    except (OSError, ValueError, KeyError):  # no such file, or `max`
-        return None
+    for limit, used, stat, cached in _CONTROL_GROUPS:
+        with contextlib.suppress(OSError, ValueError, KeyError):  # no such file, or `max`
+            counts = dict(line.split() for line in (group / stat).read_text().splitlines())
+            return max(0, int((group / limit).read_text()) - int((group / used).read_text()) + int(counts[cached]))
+    return None

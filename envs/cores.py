@@ -3,14 +3,20 @@
 import contextlib
 import os
 from collections.abc import Iterable
+from pathlib import Path
 
 BINDS = hasattr(os, "sched_setaffinity")
 """Whether the system lets a thread choose its cores."""
 
 
-def usable_cores() -> int:
-    """CPU cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if BINDS else os.cpu_count() or 1
+def usable_cores(group: Path = Path("/sys/fs/cgroup")) -> int:
+    """CPU cores that this process may run on, or as many as its container's share of their time, rounded up."""
+    cores = len(os.sched_getaffinity(0)) if BINDS else os.cpu_count() or 1
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # control groups, version 2 and version 1
+        with contextlib.suppress(OSError, ValueError):  # no such files, or `max`
+            quota, period = (int(number) for name in names for number in (group / name).read_text().split())
+            return min(cores, -(-quota // period)) if quota > 0 else cores
+    return cores
 
 
 def cores_in_turn() -> list[int]:

@@ -73,6 +73,14 @@ def test_a_container_has_no_more_than_its_limit(tmp_path: Path) -> None:
     assert storage._of_container(tmp_path) == 1_300
     (tmp_path / "memory.max").write_text("max\n")
     assert storage._of_container(tmp_path) is None
+    (tmp_path / "memory").mkdir()  # control groups of version 1
+    for name, text in {
+        "limit_in_bytes": "6000\n",
+        "usage_in_bytes": "4000\n",
+        "stat": "inactive_file 7\ntotal_inactive_file 300\n",
+    }.items():
+        (tmp_path / "memory" / f"memory.{name}").write_text(text)
+    assert storage._of_container(tmp_path) == 2_300
 
 
 def test_free_memory_is_known_here() -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from envs.contract import InputError
+from envs.cores import usable_cores
 from envs.worker_handle import WorkerError, WorkerLostError
 from envs.workers import WorkerEnvs
 
@@ -279,6 +280,20 @@ def test_without_leave_to_start_anew_a_hanging_worker_is_an_error():
             envs.send(np.zeros(1, int), 0)
         with pytest.raises(WorkerError, match=r"has not answered for 0\.5 seconds"):
             envs.recv(0)
+
+
+def test_a_container_has_as_many_cores_as_its_share_of_their_time(tmp_path):
+    cores = len(os.sched_getaffinity(0))
+    assert usable_cores(tmp_path) == cores
+    (tmp_path / "cpu").mkdir()  # control groups of version 1
+    (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000\n")
+    for quota, share in ((-1, cores), (100_000 * cores + 50_000, cores), (50_000, 1), (150_000, min(2, cores))):
+        (tmp_path / "cpu/cpu.cfs_quota_us").write_text(f"{quota}\n")
+        assert usable_cores(tmp_path) == share
+    (tmp_path / "cpu/cpu.cfs_quota_us").write_text("-1\n")
+    for quota, share in (("max", cores), ("80000", 1), ("6400000000", cores)):
+        (tmp_path / "cpu.max").write_text(f"{quota} 100000\n")
+        assert usable_cores(tmp_path) == share
 
 
 FROZEN = """
