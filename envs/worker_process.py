@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import traceback
 from dataclasses import asdict
@@ -31,6 +32,8 @@ class Worker:
         self._ids: list[tuple[int, str]] = order["ids"]
         self._clones = [slot for slot, env_id in self._ids if registry.clones(env_id)]
         self._over: dict[int, bool] = {}
+        if any(registry.game_class(env_id).own_engine for _, env_id in self._ids):
+            self._guard = _end_engines_with_this_process()
 
     def make_games(self) -> None:
         """Make them, and say what they are."""
@@ -114,6 +117,11 @@ class Worker:
             self._memory.screen_counts[row] = len(frames)
             for at, frame in enumerate(frames):
                 self._memory.screens[row, at] = frame
+
+
+def _end_engines_with_this_process() -> "subprocess.Popen[bytes]":
+    """Start a process that notices the end of this one, and ends its group where a trainer that is killed too cannot."""
+    return subprocess.Popen(["sh", "-c", f"read _; kill -KILL -{os.getpid()}"], stdin=subprocess.PIPE)
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from envs import registry
 from envs.contract import GameLost, InputError, ProtocolOptions, game_seeds
 from envs.doom import DoomGame, config_file, ids
 from envs.workers import WorkerEnvs
+from tests.envs.test_processes import TRAINER, children, soon
 
 vizdoom = pytest.importorskip("vizdoom", reason="ViZDoom is not installed: pip install vizdoom")
 
@@ -274,6 +275,26 @@ def test_killed_processes_are_replaced_and_leave_nothing(victim):
         engines = engines_of(envs._workers[0]._process.pid)
         assert all(name.endswith(" (deleted)") for name in memory_of(engines))
     assert not any(map(is_alive, engines))
+
+
+@linux
+def test_engines_do_not_outlive_a_trainer_and_workers_that_are_killed_together():
+    command = [sys.executable, "-c", TRAINER, BASIC, "waiting"]
+    trainer = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True)
+    killed, engines = [trainer.pid], []
+    try:
+        assert trainer.stdout and trainer.stdout.readline() == "playing\n"
+        killed += children(trainer.pid)
+        engines = [engine for pid in killed for engine in engines_of(pid)]
+        assert len(engines) == 4
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # so that none sees another's end
+            for pid in killed:
+                os.kill(pid, number)
+        assert soon(lambda: not any(map(is_alive, engines)))
+    finally:
+        for pid in filter(is_alive, [*killed, *engines]):
+            os.kill(pid, signal.SIGKILL)
+        trainer.communicate()
 
 
 def test_nothing_is_printed_or_written(tmp_path):
