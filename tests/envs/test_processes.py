@@ -302,7 +302,7 @@ import numpy as np
 from envs.workers import WorkerEnvs
 
 if __name__ == "__main__":
-    with WorkerEnvs(sys.argv[1], 1, hang_seconds=2) as envs:
+    with WorkerEnvs(sys.argv[1], 1, hang_seconds=3) as envs:
         envs.reset([[1]])
         envs.recv(0)
         print("played", flush=True)
@@ -321,9 +321,9 @@ def test_a_freeze_of_all_processes_is_no_hanging_worker():
         (worker,) = children(trainer.pid)
         os.kill(worker, signal.SIGSTOP)
         print(file=trainer.stdin, flush=True)
-        time.sleep(0.5)  # the trainer waits by now
+        time.sleep(1.5)  # the trainer waits by now
         trainer.send_signal(signal.SIGSTOP)
-        time.sleep(2)
+        time.sleep(3)
         trainer.send_signal(signal.SIGCONT)
         time.sleep(0.3)
         os.kill(worker, signal.SIGCONT)
