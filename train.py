@@ -152,7 +152,7 @@ def _finish(run: "Run") -> int:
     console = Console(stderr=True)
     with run:
         display = Display(run.total_frames, console)
-        console.print(f"{run.run_dir}: {run.agent.frames:,} of {run.total_frames:,} frames", highlight=False)
+        console.print(f"{run.run_dir}: {run.agent.frames:,} of {run.total_frames:,} frames", highlight=False, markup=False)
         with display.running(run.agent.frames):
             run.train(display.show)
     console.print(f"where the time went: {display.where_time_went()}", highlight=False, soft_wrap=True)

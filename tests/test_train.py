@@ -59,6 +59,11 @@ def test_a_run_leaves_what_the_contract_names(algorithm: str) -> None:
     assert list((run_dir / "tensorboard").iterdir())
 
 
+def test_a_name_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["a2c", "--env", "CartPole-v1", *SMALL, "--run-dir", "[bold]x[/y]"]) == 0
+    assert "[bold]x[/y]: 0 of 600 frames" in capsys.readouterr().err
+
+
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others() -> None:
     names = {"a": "1", "b": "1", "c": "2"}
     for name, seed in names.items():
@@ -356,15 +361,20 @@ def test_a_hundred_kills_cost_a_run_the_killed_workers_games_alone() -> None:
 
 
 def test_what_to_type_next_can_be_typed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A place with a space, an id with code of its own, and the Python of the project's own environment."""
+    """A place with a space, an id with code of its own, from outside the project and from inside, with its own Python."""
     env = "tests.envs.own_games:Brief-v0"
     few = ["--total-frames", "40", "--num-envs", "2"]
     assert train.main(["a2c", "--env", env, *few, "--run-dir", "own run"]) == 0
-    assert f"`python evaluate.py 'own run' --env {env}`" in capsys.readouterr().err
+    assert f"{ROOT}/evaluate.py 'own run' --env {env}` measures it" in capsys.readouterr().err
     assert train.main(["resume", "own run", "--env", env]) == 0
-    assert f"finished; `python evaluate.py 'own run' --env {env}`" in capsys.readouterr().err
+    assert f"{ROOT}/evaluate.py 'own run' --env {env}` measures it" in capsys.readouterr().err
+    typed = next_command("train.py resume", Path("own run"), env)
+    assert subprocess.run(typed.strip("`"), shell=True, env=HERE, check=False).returncode == 0
     assert train.main(["resume", "own run", "--env", "CartPole-v1"]) == 2
-    monkeypatch.setattr(sys, "executable", str(Path.cwd() / ".venv/bin/python"))
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    assert next_command("train.py resume", Path("x"), "CartPole-v1") == f"`python {ROOT}/train.py resume x`"
+    monkeypatch.setattr(sys, "executable", str(ROOT / ".venv/bin/python"))
+    monkeypatch.chdir(ROOT)
     assert next_command("train.py resume", Path("runs/x"), "CartPole-v1") == "`.venv/bin/python train.py resume runs/x`"
 
 
@@ -402,9 +412,9 @@ def test_an_existing_run_is_never_overwritten(capsys: pytest.CaptureFixture[str]
     assert list(Path("run").iterdir()) == []
     Path("run/config.json").touch()
     assert train.main(["ppo", "--env", "CartPole-v1", "--run-dir", "run"]) == 2
-    assert "`python train.py resume run` goes on" in capsys.readouterr().err
+    assert "/train.py resume run` goes on" in capsys.readouterr().err
     assert train.main(["ppo", "--env", "tests.envs.own_games:Squares-v0", "--run-dir", "run"]) == 2
-    assert "`python train.py resume run --env tests.envs.own_games:Squares-v0` goes on" in capsys.readouterr().err
+    assert "/train.py resume run --env tests.envs.own_games:Squares-v0` goes on" in capsys.readouterr().err
     assert Path("run/config.json").read_text() == ""
 
 

@@ -4,6 +4,7 @@ import contextlib
 import io
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from envs.registry import brings_code
 from training.config import parse_count
 from training.outputs import reader_may_leave
 
+_ROOT = Path(__file__).absolute().parent.parent
 _TITLE = re.compile(r"\A(╭─[^\n]*|\s*[^\n]*\n\s*-{10,}\s*\n)")  # the second where the terminal has no box-drawing characters
 _RULE = re.compile(r"│ ─+ │|\n\s*-{10,}\s*\n")
 
@@ -80,7 +82,13 @@ def flag(args: Sequence[str], name: str) -> str | None:
 
 def next_command(program: str, run_dir: Path, env: str) -> str:
     """What to type to go on: for the Python that runs now, and with an id that names code, which only the user can trust."""
-    python = Path(sys.executable)
-    python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else Path("python")
+    python, found = _from_here(Path(sys.executable)), shutil.which("python")
+    if Path(python).is_absolute() and found is not None and Path(found).parent == Path(python).parent:
+        python = "python"
+    name, *words = program.split()
     trusted = ["--env", env] if brings_code(env) else []
-    return f"`{shlex.join([str(python), *program.split(), str(run_dir), *trusted])}`"
+    return f"`{shlex.join([python, _from_here(_ROOT / name), *words, str(run_dir), *trusted])}`"
+
+
+def _from_here(path: Path) -> str:
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
