@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_type_hints
@@ -67,6 +68,10 @@ def _show_skip(skip: tuple[int, int]) -> str:
     return str(skip[0]) if skip[0] == skip[1] else f"{skip[0]}-{skip[1]}"
 
 
+def _show_image_size(size: tuple[int, int]) -> str:
+    return "x".join(map(str, size))
+
+
 Count = Annotated[
     int,
     tyro.constructors.PrimitiveConstructorSpec(
@@ -94,7 +99,7 @@ ImageSize = Annotated[
         metavar="HxW",
         instance_from_str=lambda texts: parse_image_size(texts[0]),
         is_instance=lambda value: isinstance(value, tuple),
-        str_from_instance=lambda value: ["x".join(map(str, value))],
+        str_from_instance=lambda value: [_show_image_size(value)],
     ),
 ]
 
@@ -163,12 +168,24 @@ class RunConfig(Generic[AgentConfig]):
         ):
             if value is not None and not least <= value <= most:
                 raise InputError(f"{flag} {value}: expected {least} to {most}")
+        if self.frame_skip is not None:
+            _check_text("--frame-skip", _show_skip(self.frame_skip), parse_skip)
+        if self.image_size is not None:
+            _check_text("--image-size", _show_image_size(self.image_size), parse_image_size)
         if not self.save_replay and "capacity" not in vars(self.agent):
             raise InputError("--no-save-replay: only dqn has a replay")
         for name, value in vars(self.agent).items():
             _check_number(name, value)
         if (count := len(tasks_of(self.env))) > 1 and (num_envs := vars(self.agent)["num_envs"]) % count:
             raise InputError(f"--num-envs {num_envs}: {self.env} is {count} tasks that take turns; take a multiple of {count}")
+
+
+def _check_text(flag: str, text: str, parse: Callable[[str], Any]) -> None:
+    """Refuse what a config.json says and the command line would not take."""
+    try:
+        parse(text)
+    except ValueError as error:
+        raise InputError(f"{flag}: {error}") from error
 
 
 def check_path(what: str, path: Path | str) -> None:

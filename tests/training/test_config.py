@@ -1,6 +1,6 @@
 import dataclasses
 import json
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import tyro
@@ -164,10 +164,22 @@ def test_a_value_out_of_its_range_is_refused(changes: dict[str, float]) -> None:
         RunConfig(env="CartPole-v1", agent=agent).check()
 
 
-@pytest.mark.parametrize("changes", [{"sticky": 1.5}, {"noop_max": -1}, {"seed": -1}])
-def test_a_rule_out_of_its_range_is_refused(changes: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sticky": 1.5},
+        {"noop_max": -1},
+        {"seed": -1},
+        *({"frame_skip": skip} for skip in ((0, 0), (4, 2), (1, 17), (-1, 4))),
+        *({"image_size": size} for size in ((9_000, 9_000), (72, 8), (-72, 128))),
+    ],
+)
+def test_a_rule_out_of_its_range_is_refused(changes: dict[str, Any], tmp_path) -> None:
+    """Also where a file says it, whose values no command line has parsed."""
+    config = RunConfig(env="CartPole-v1", agent=presets.preset("ppo", "CartPole-v1"), run_dir=tmp_path, **changes)
+    save_config(tmp_path / "config.json", "ppo", config, PLAN, {})
     with pytest.raises(InputError, match=f"--{next(iter(changes)).replace('_', '-')}"):
-        RunConfig(env="CartPole-v1", agent=presets.preset("ppo", "CartPole-v1"), **changes).check()
+        load_config(tmp_path / "config.json")
 
 
 def test_a_flag_changes_a_preset_and_the_preset_the_default() -> None:
