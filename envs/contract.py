@@ -106,6 +106,8 @@ class GameProtocol:
     """What the numbers beside the picture are, one name each."""
     level: str | None = None
     """The level or map that is played, where the id does not name it."""
+    files: tuple[str, ...] = ()
+    """Name and MD5 of each file of the user's own that the engine reads: `mine.wad 5e06...`."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ The engine is a process of its own that talks to this one through shared memory.
 import contextlib
 import copy
 import difflib
+import functools
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -36,6 +38,7 @@ FRAME_SKIP = (4, 4)
 FRAMES_PER_SECOND = 35.0
 FLAGS = ("frame_skip", "image_size", "game_variables")  # that change the rules
 SCREENS = ((120, 160), (240, 320), (480, 640))  # heights and widths that the engine can draw, in pixels
+_FREE_DATA = ("freedoom1.wad", "freedoom2.wad")  # which ViZDoom brings
 _UNSEEN = ("depth", "labels", "automap", "audio", "notifications")
 
 
@@ -139,6 +142,7 @@ class DoomGame:
             rom_md5=None,
             backend=f"vizdoom {metadata.version('vizdoom')}",
             extra=names,
+            files=tuple(f"{path.name} {_md5(path)}" for path in self._own_files()),
         )
         return GameDescription(
             protocol=protocol,
@@ -150,6 +154,13 @@ class DoomGame:
             screen_shape=(game.get_screen_height(), game.get_screen_width(), 3),
             frames_per_second=FRAMES_PER_SECOND,
         )
+
+    def _own_files(self) -> list[Path]:
+        """Scenario and data that are not ViZDoom's own, which its version names."""
+        config = [config_file(self._id)] if self._id.startswith(FILE_PREFIX) else []
+        game, ours = self._env.game, Path(_vizdoom().scenarios_path)
+        data = [Path(path) for path in (game.get_doom_scenario_path(), game.get_doom_game_path()) if path]
+        return [path for path in config + data if path.parent != ours and path.name not in _FREE_DATA]
 
     def _engine(self, skip: int) -> Any:
         """The wrapper's environment, its engine running.
@@ -273,6 +284,12 @@ def _make(vizdoom: Any, env_id: str, skip: int, size: tuple[int, int]) -> Any:
     from vizdoom.gymnasium_wrapper.base_gymnasium_env import VizdoomEnv
 
     return VizdoomEnv(str(config_file(env_id)), **settings)
+
+
+@functools.cache
+def _md5(path: Path) -> str:
+    """Of a file that every game of a process reads."""
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
 def _check_actions(env_id: str, env: Any) -> None:

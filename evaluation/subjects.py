@@ -20,7 +20,7 @@ from envs.contract import GameDescription, InputError, ProtocolOptions
 from evaluation.blind import replay, script_player, scripts_for
 from training import checkpoint
 from training.command_line import next_command
-from training.config import check_path, load_config
+from training.config import check_game, check_path, load_config
 
 MakePlayer = Callable[[GameDescription, int], Player]
 ZOO = Path("zoo")
@@ -196,6 +196,7 @@ def _agent(
         raise InputError(f"--policy {policy}: {name} is a {algorithm} agent, which plays {' or '.join(row.policies)}")
 
     def player(game: GameDescription, num_envs: int) -> Player:
+        check_game(directory / "config.json", game.protocol, {})
         torch.set_num_threads(1)  # the workers have the other cores
         with ours(directory / "weights.safetensors"):
             return row.player(config.agent, game, weights, pick_device(device), num_envs, chosen)

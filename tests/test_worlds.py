@@ -1,6 +1,8 @@
 """One id of each family of 3D worlds, through both doors: trained, measured, recorded and reported."""
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import av
@@ -11,6 +13,8 @@ import evaluate
 import train
 from envs import registry
 from envs.contract import InputError
+from envs.doom import config_file
+from training import checkpoint
 
 SMALL = ["--total-frames", "1k", "--num-envs", "2", "--rollout-steps", "32", "--frame-stack", "1", "--minibatches", "2"]
 STAND_INS = Path(__file__).parent / "envs" / "stand_ins"
@@ -56,3 +60,29 @@ def test_train_evaluate_record_report(env, flags, rate, size, monkeypatch, tmp_p
     page = (out / "report.html").read_text()
     assert env in page and page.count("<video") == 2
     assert "world" in capsys.readouterr().out
+
+
+def test_a_file_of_the_same_name_is_another_game(tmp_path, monkeypatch, capsys) -> None:
+    """A scenario of one's own is looked for where one starts: neither door takes another one in its place."""
+    pytest.importorskip("vizdoom")
+    basic, run_dir, named = config_file("doom/basic.cfg"), tmp_path / "run", ["--env", "doom/mine.cfg"]
+    for folder, wad in (("here", "basic.wad"), ("there", "rocket_basic.wad")):
+        (tmp_path / folder).mkdir()
+        shutil.copy(basic, tmp_path / folder / "mine.cfg")
+        shutil.copy(basic.with_name(wad), tmp_path / folder / "basic.wad")
+    monkeypatch.chdir(tmp_path / "here")
+    rare = ["--image-size", "36x64", "--checkpoint-frames", "500", "--run-dir", str(run_dir)]
+    assert train.main(["ppo", *named, *SMALL, *rare]) == 0
+    sums = [f"{name} {hashlib.md5(Path(name).read_bytes()).hexdigest()}" for name in ("mine.cfg", "basic.wad")]
+    assert json.loads((run_dir / "config.json").read_text())["protocol"]["files"] == sums
+    shutil.rmtree(checkpoint.checkpoints(run_dir / "checkpoints")[-1])
+
+    monkeypatch.chdir(tmp_path / "there")
+    capsys.readouterr()
+    for door, words in ((train, ["resume", str(run_dir)]), (evaluate, [str(run_dir), "--episodes", "1"])):
+        assert door.main([*words, *named]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and f"another game than the one here: files {sums[1]}, here basic.wad " in err
+    assert sorted(path.name for path in Path().iterdir()) == ["basic.wad", "mine.cfg"]
+    monkeypatch.chdir(tmp_path / "here")
+    assert train.main(["resume", str(run_dir), *named]) == 0

@@ -4,7 +4,8 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_type_hints
@@ -13,7 +14,7 @@ import typeguard
 import tyro
 
 from agents import registry as agents
-from envs.contract import RULE_FLAGS, InputError, ProtocolOptions
+from envs.contract import RULE_FLAGS, GameProtocol, InputError, ProtocolOptions
 from envs.registry import brings_code, tasks_of
 from training.checkpoint import read_file, write_whole
 
@@ -283,7 +284,7 @@ def default_run_dir(env: str, algorithm: str, seed: int) -> Path:
 
 
 def save_config(path: Path, algorithm: str, config: RunConfig[Any], plan: Plan, facts: dict[str, Any]) -> None:
-    """Write `config.json`; `facts` (protocol, versions, commit) are for readers and not read back."""
+    """Write `config.json`; `facts` are protocol, versions and commit: for readers, and for `check_game`."""
     run = {**dataclasses.asdict(config), "run_dir": str(config.run_dir)}
     agent = run.pop("agent")
     content = {"format": FORMAT, "algorithm": algorithm, "run": run, "agent": agent, "plan": dataclasses.asdict(plan), **facts}
@@ -329,6 +330,41 @@ def load_config(path: Path, trusted: str | None = None) -> tuple[str, RunConfig[
 
 
 _MISFITS = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, typeguard.TypeCheckError)
+
+
+def check_game(path: Path, opened: GameProtocol, versions: Mapping[str, str]) -> None:
+    """Refuse another game than the one that a `config.json` was written of; say on stderr where only versions differ.
+
+    What an older file does not say is not compared. Nor are id and level: a task of several and what is held out have others.
+
+    Args:
+        path: The file; it may be a stranger's.
+        opened: The rules of the game as it is here.
+        versions: Of packages beside the game's own, by name.
+
+    Raises:
+        InputError: a rule or a file of the game differs.
+    """
+    content = json.loads(read_file(path, most=2**20))
+    was, made = (part if isinstance(part, dict) else {} for part in (content.get("protocol"), content.get("versions")))
+    now = json.loads(json.dumps(dataclasses.asdict(opened)))
+    rules = [name for name in now if name in was and name not in ("env", "level", "backend") and was[name] != now[name]]
+    if rules:
+        said = "; ".join(f"{name} {_only_in(was[name], now[name])}, here {_only_in(now[name], was[name])}" for name in rules)
+        raise InputError(f"{path.parent} was trained on another game than the one here: {said}")
+    named = [name for name in versions if name in made]
+    before = [str(was.get("backend", opened.backend)), *(f"{name} {made[name]}" for name in named)]
+    after = [opened.backend, *(f"{name} {versions[name]}" for name in named)]
+    if before != after:
+        said = f"trained with {_only_in(before, after)}, here {_only_in(after, before)}; numbers may come out otherwise"
+        print(InputError(f"{path.parent}: {said}"), file=sys.stderr)
+
+
+def _only_in(value: Any, other: Any) -> str:
+    """What a rule says, in a few words; of names what the other has not."""
+    if isinstance(value, list) and isinstance(other, list) and any(isinstance(each, str) for each in [*value, *other]):
+        value = ", ".join(str(each) for each in value if each not in other) or "none"
+    return str(value)[:200]
 
 
 def _check_types(part: Any) -> None:

@@ -24,7 +24,7 @@ from envs.cores import usable_cores
 from envs.workers import WorkerEnvs
 from training import checkpoint, replay_files
 from training.command_line import next_command
-from training.config import Plan, RunConfig, load_config, make_plan, save_config
+from training.config import Plan, RunConfig, check_game, load_config, make_plan, save_config
 from training.lock import Lock
 from training.loop import Run, stopping_signals
 
@@ -130,7 +130,8 @@ def old_run(run_dir: Path, trusted: str | None = None) -> Run:
     """Open a run at its newest checkpoint that is whole, or at its beginning where it has none; `trusted` as in `load_config`.
 
     Raises:
-        InputError: the directory is not a run, another process trains it, or none of its checkpoints is whole.
+        InputError: the directory is not a run, another process trains it, its game is another one here, or none of its
+            checkpoints is whole.
     """
     algorithm, config, plan = load_config(run_dir / "config.json", trusted)
     config = dataclasses.replace(config, run_dir=run_dir)
@@ -142,6 +143,7 @@ def old_run(run_dir: Path, trusted: str | None = None) -> Run:
         saved = checkpoint.newest(run_dir / "checkpoints", check=replay_files.verify)
         envs = open_envs(config, plan)
         undo.callback(envs.close)
+        check_game(run_dir / "config.json", envs.description.protocol, versions())
         agent = build_agent(algorithm, config, plan, envs.description)
         run = _run(config, envs, agent, lock)
         if saved is None:

@@ -6,13 +6,15 @@ import pytest
 import tyro
 
 from agents import registry
-from envs.contract import InputError
+from envs.atari import protocol_of
+from envs.contract import InputError, ProtocolOptions
 from training import presets
 from training.command_line import flag, parse
 from training.config import (
     _RANGES,
     Plan,
     RunConfig,
+    check_game,
     default_run_dir,
     load_config,
     make_plan,
@@ -226,3 +228,55 @@ def test_a_flag_is_found_before_parsing() -> None:
 def test_a_run_directory_has_no_separators_of_the_id() -> None:
     assert default_run_dir("ALE/Pong-v5", "ppo", 3).as_posix() == "runs/ALE-Pong-v5-ppo-s3"
     assert default_run_dir("my.games:Pong-v5", "dqn", 1).as_posix() == "runs/my.games-Pong-v5-dqn-s1"
+
+
+ROM = "rom_md5"
+BACKEND = protocol_of("Bowling-v0", ProtocolOptions()).backend
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({ROM: "0123"}, f"{ROM} 0123, here "),
+        ({ROM: None}, f"{ROM} None, here "),
+        ({"noop_max": 7, ROM: "0123"}, f"noop_max 7, here 0; {ROM} 0123, here"),
+        ({"files": ["mine.wad 4567"]}, "files mine.wad 4567, here none"),
+        ({"noop_max": "\x1b[31m\n"}, r"noop_max \x1b[31m\n, here 0"),
+    ],
+)
+def test_another_game_is_refused(changes: dict[str, Any], said: str, tmp_path) -> None:
+    game = protocol_of("Bowling-v0", ProtocolOptions())
+    (tmp_path / "config.json").write_text(json.dumps({"protocol": dataclasses.asdict(game) | changes}))
+    with pytest.raises(InputError) as refusal:
+        check_game(tmp_path / "config.json", game, {})
+    assert f"{tmp_path} was trained on another game than the one here: {said}" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("rules", "versions", "said"),
+    [
+        ({"backend": "ale-py 0.1"}, {"torch": "2.0"}, f"trained with ale-py 0.1, here {BACKEND}; numbers may"),
+        (
+            {"backend": "ale-py 0.1"},
+            {"torch": "1.0"},
+            f"trained with ale-py 0.1, torch 1.0, here {BACKEND}, torch 2.0; numbers",
+        ),
+        ({}, {"torch": "\n1.0"}, r"trained with torch \n1.0, here torch 2.0; numbers"),
+        ({}, {"torch": "2.0", "other": "9"}, None),
+        ({"env": "ALE/Bowling-v5", "level": "another"}, {}, None),
+    ],
+)
+def test_another_version_is_said(rules: dict[str, str], versions: dict[str, str], said: str | None, tmp_path, capsys) -> None:
+    game = protocol_of("Bowling-v0", ProtocolOptions())
+    content = {"protocol": dataclasses.asdict(game) | rules, "versions": versions}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    check_game(tmp_path / "config.json", game, {"torch": "2.0"})
+    err = capsys.readouterr().err
+    assert err.count("\n") == (said is not None) and (said or "") in err
+
+
+@pytest.mark.parametrize("content", [{}, {"protocol": [], "versions": 3}, {"protocol": {}, "versions": {}}])
+def test_a_config_that_says_nothing_of_its_game_is_taken(content: dict[str, Any], tmp_path, capsys) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    check_game(tmp_path / "config.json", protocol_of("Bowling-v0", ProtocolOptions()), {"torch": "2.0"})
+    assert capsys.readouterr().err == ""
