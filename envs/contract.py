@@ -11,6 +11,7 @@ a new episode. So each observation appears exactly once and in order:
     action:          a0    a1       ignored                    a0'
 """
 
+import sys
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -32,6 +33,11 @@ class InputError(Exception):
     def __str__(self) -> str:
         """The message; what is no letter, because a file or a user says so, cannot break the line or speak to the terminal."""
         return "".join(each if each.isprintable() else repr(each)[1:-1] for each in super().__str__())
+
+
+def by_our_pip(hint: str) -> str:
+    """A hint in which `pip install` is that of the Python that runs, whichever one the shell would find."""
+    return hint.replace("pip install", f"{sys.executable} -m pip install")
 
 
 class GameLost(Exception):  # noqa: N818 - not a fault of the program: games with an engine of their own die now and then

@@ -29,7 +29,16 @@ import numpy as np
 from gymnasium.spaces import Dict, Discrete
 from numpy.typing import NDArray
 
-from envs.contract import GameDescription, GameLost, GameProtocol, InputError, Outcome, ProtocolOptions, refuse_options
+from envs.contract import (
+    GameDescription,
+    GameLost,
+    GameProtocol,
+    InputError,
+    Outcome,
+    ProtocolOptions,
+    by_our_pip,
+    refuse_options,
+)
 from envs.quiet import quiet
 
 FILE_PREFIX = "doom/"  # of ids that name a scenario's file
@@ -52,7 +61,7 @@ def _vizdoom() -> Any:
     try:
         import vizdoom.gymnasium_wrapper
     except ImportError as error:
-        raise InputError(f"Doom needs ViZDoom ({' '.join(str(error).split())}): pip install vizdoom") from error
+        raise InputError(by_our_pip(f"Doom needs ViZDoom ({' '.join(str(error).split())}): pip install vizdoom")) from error
     return vizdoom
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from gymnasium.spaces import Dict
 from numpy.typing import NDArray
 
-from envs.contract import InputError, ProtocolOptions
+from envs.contract import InputError, ProtocolOptions, by_our_pip
 from envs.registered import RegisteredGame
 
 IMAGE_SIZE = (60, 80)  # height and width in pixels
@@ -38,7 +38,7 @@ def _import_miniworld() -> None:
         with contextlib.redirect_stdout(io.StringIO()):
             module = importlib.import_module("miniworld.miniworld")
     except ModuleNotFoundError as error:
-        raise InputError(f"MiniWorld is not installed ({error}): pip install miniworld") from error
+        raise InputError(by_our_pip(f"MiniWorld is not installed ({error}): pip install miniworld")) from error
     except Exception as error:  # pyglet's own, of many kinds: no EGL, no GLU, no context
         raise _no_renderer(error) from error
     _give_each_world_its_lists(module)
@@ -75,7 +75,6 @@ def ids() -> list[str]:
 class MiniWorldGame(RegisteredGame):
     """One world."""
 
-    own_engine = False
     flags = ("image_size",)
 
     @staticmethod

@@ -11,7 +11,9 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 
-from envs.contract import GameDescription, GameProtocol, InputError, Outcome, ProtocolOptions, refuse_options
+from envs.contract import GameDescription, GameProtocol, InputError, Outcome, ProtocolOptions, by_our_pip, refuse_options
+
+MOST_ACTIONS = 2**15  # what the 16 bits of an action in replay and in checkpoints can number
 
 
 class RegisteredGame:
@@ -37,6 +39,8 @@ class RegisteredGame:
         actions = self._env.action_space
         if not isinstance(actions, Discrete):
             raise InputError(f"{env_id}: its actions are {actions}; expected Discrete")
+        if actions.n > MOST_ACTIONS:
+            raise InputError(f"{env_id}: its actions are {actions}; expected {MOST_ACTIONS:,} at most")
         self._first_action = int(actions.start)
         self._space = box = self._env.observation_space
         assert box.shape is not None
@@ -65,7 +69,7 @@ class RegisteredGame:
             self._env.reset(seed=0)
             height, width, channels = np.asarray(self._env.render()).shape
         except gymnasium.error.DependencyNotInstalled as error:
-            raise InputError(f"{self._env.spec and self._env.spec.id}: {' '.join(str(error).split())}") from error
+            raise _refusal(str(self._env.spec and self._env.spec.id), error) from error
         return height, width, channels
 
     def _write(self, value: Any, observation: NDArray[np.generic]) -> None:
@@ -119,13 +123,33 @@ def _make(env_id: str) -> gymnasium.Env[Any, Any]:
     try:
         module, _, name = env_id.rpartition(":")
         if module:
-            importlib.import_module(module)
+            _import(env_id, module)
         entry = gymnasium.spec(name).entry_point
         creator = gymnasium.envs.registration.load_env_creator(entry) if isinstance(entry, str) else entry
         drawable = "rgb_array" in getattr(creator, "metadata", {}).get("render_modes", ())
         return gymnasium.make(env_id, render_mode="rgb_array") if drawable else gymnasium.make(env_id)
     except (gymnasium.error.Error, ImportError, SyntaxError) as error:
-        raise InputError(f"{env_id}: {' '.join(str(error).split())}") from error
+        raise _refusal(env_id, error) from error
+
+
+def _refusal(env_id: str, error: Exception) -> InputError:
+    return InputError(by_our_pip(f"{env_id}: {' '.join(str(error).split())}"))
+
+
+def _import(env_id: str, module: str) -> None:
+    """Import the module of `module:Id-v0`, which registers its ids.
+
+    Raises:
+        InputError: there is no such module.
+        ImportError, SyntaxError: there is, and it does not import.
+    """
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if f"{module}.".startswith(f"{error.name}."):
+            told = f"{env_id}: no module {error.name!r} is found, which the words before the colon name; "
+            raise InputError(by_our_pip(f"{told}start where it lies, or pip install what holds it")) from error
+        raise
 
 
 def _is_image(env_id: str, env: gymnasium.Env[Any, Any]) -> bool:

@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.contract import InputError
+from envs.contract import InputError, by_our_pip
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
@@ -325,7 +325,7 @@ def _av() -> ModuleType:
     try:
         import av
     except ImportError as error:
-        raise InputError("recording a video needs PyAV, which is not installed: pip install av") from error
+        raise InputError(by_our_pip("recording a video needs PyAV, which is not installed: pip install av")) from error
     return av
 
 

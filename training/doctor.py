@@ -18,6 +18,7 @@ from agents.replay import bytes_per_step
 from agents.storage import free_memory
 from agents.torch_setup import pick_precision
 from envs import atari
+from envs.contract import by_our_pip
 from envs.worker_handle import ENVIRONMENT
 
 _SECONDS = 60  # for one probe
@@ -62,15 +63,16 @@ def findings() -> Iterator[Finding]:
     yield _cuda()
     yield _memory()
     yield Finding("atari", True, f"{len(atari.ids())} ids by ale-py {version('ale-py')}, no screen needed")
-    yield _probe("doom", "vizdoom", _DOOM, "pip install vizdoom")
-    yield _probe("miniworld", "miniworld", _MINI_WORLD, "pip install miniworld; apt-get install libegl1 libglu1-mesa")
+    yield _probe("doom", "vizdoom", _DOOM, by_our_pip("pip install vizdoom"))
+    mends = by_our_pip("pip install miniworld; apt-get install libegl1 libglu1-mesa")
+    yield _probe("miniworld", "miniworld", _MINI_WORLD, mends)
     yield _probe(
         "dmlab",
         "deepmind_lab",
         _LAB,
         "optional; build its Python package, or `dmlab-gym build` (Python 3.13 and later): see docs/lab.md",
     )
-    yield _probe("video", "av", _ENCODER, "pip install av")
+    yield _probe("video", "av", _ENCODER, by_our_pip("pip install av"))
 
 
 def _precision(device: str) -> str:

@@ -239,7 +239,20 @@ class HugeReward(Numbers):
         return 1e30 if self.step_count == 40 else 1.0
 
 
+class Crowded(Numbers):
+    """One action more than can be numbered."""
+
+    action_space = Discrete(2**15 + 1)
+
+
+class Uninstalled(Numbers):
+    """Lacks what Gymnasium's extra brings."""
+
+    def __init__(self) -> None:
+        raise gymnasium.error.DependencyNotInstalled('Slopes is not installed, run `pip install "gymnasium[slopes]"`')
+
+
 OPENING = (OldReset, Unopened, Unborn, LongToOpen, LongToSeed, LongToMake)
-OWN = (Squares, Unseen, Failing, Growing, Refused, Stuck, Lost, Kept, Doomed)
+OWN = (Squares, Unseen, Failing, Growing, Refused, Stuck, Lost, Kept, Doomed, Crowded, Uninstalled)
 for kind in (*OPENING, *OWN, Numbers, Brief, NaNReward, InfiniteObservation, HugeReward):
     gymnasium.register(f"{kind.__name__}-v0", f"tests.envs.own_games:{kind.__name__}", disable_env_checker=True)

@@ -1,6 +1,7 @@
 """One contract for every family of environments, and what is refused."""
 
 import functools
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -330,7 +331,10 @@ def test_a_game_that_raises_tells_the_trainer():
         ("rooms", "nearest: .*rooms_watermaze"),
         ("Pendulum-v1", r"Pendulum-v1: its actions are Box\(.*expected Discrete"),
         ("FrozenLake-v1", r"FrozenLake-v1: its observation is Discrete\(16\); expected an image"),
-        ("no_such_module:Thing-v0", "No module named 'no_such_module'"),
+        ("no_such_module:Thing-v0", f"no module 'no_such_module' is found, .* {sys.executable} -m pip install what holds it"),
+        ("tests.envs.no_such.module:Thing-v0", "no module 'tests.envs.no_such' is found"),
+        ("tests.envs.own_games:Uninstalled-v0", rf'not installed, run `{sys.executable} -m pip install "gymnasium\[slopes\]"`'),
+        ("tests.envs.own_games:Crowded-v0", r"its actions are Discrete\(32769\); expected 32,768 at most"),
         ("tests.envs.own_games:Squares-v7", "Squares"),
         ("tests.envs.own_games:Circles-v0", "Circles"),
         ("a:b:c", "a:b"),

@@ -199,7 +199,7 @@ def test_refused_with_one_line(env_id, options, said):
 
 def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "vizdoom.gymnasium_wrapper", None)
-    with pytest.raises(InputError, match="pip install vizdoom"):
+    with pytest.raises(InputError, match=f"{sys.executable} -m pip install vizdoom"):
         registry.make_game(BASIC, ProtocolOptions())
     with pytest.raises(InputError, match="nearest: Bowling-v0"):
         registry.make_game("Bowlin-v0", ProtocolOptions())

@@ -144,7 +144,7 @@ def failing_import(folder: Path, name: str, line: str) -> None:
     [
         ("raise ImportError('Library \"GLU\" not found.')", r'cannot draw \(Library "GLU" not found.\).*libegl1 libglu1-mesa'),
         ("class X(Exception): pass\nraise X()", r"cannot draw \(X\).*libegl1 libglu1-mesa"),
-        ("import no_such_pyglet", r"pip install miniworld"),
+        ("import no_such_pyglet", rf"{sys.executable} -m pip install miniworld"),
     ],
 )
 def test_what_is_missing_is_named_in_one_line(tmp_path, monkeypatch, line, said):

@@ -286,7 +286,7 @@ def test_a_wrong_shape_is_named(tmp_path: Path, frames: Any, probabilities: Any,
 
 def test_without_pyav_the_mend_is_named_and_nothing_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(InputError, match="pip install av"):
+    with pytest.raises(InputError, match=f"{sys.executable} -m pip install av"):
         writer_of(tmp_path / "videos" / "game.mp4")
     assert not list(tmp_path.iterdir())
 
