@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from training import missing
 from training.outputs import outlive_readers
@@ -21,23 +21,29 @@ except ModuleNotFoundError as error:
 class Options:
     """Play whole games with frozen agents, set the scores beside baselines, and record videos."""
 
-    runs: tyro.conf.Positional[tuple[str, ...]]
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]", help_behavior_hint="")]
     """Runs, checkpoints, zoo entries, random:ID or script:ID."""
     episodes: int = 30
     """Games that each one plays."""
     seed: int = 0
     """Decides the games; training never plays them."""
-    policy: Literal["sample", "greedy"] | None = None
-    """How agents choose; PPO and A2C sample and DQN plays epsilon 0.001 where not given."""
+    policy: Annotated[
+        Literal["sample", "greedy"] | None,
+        tyro.conf.arg(metavar="{sample,greedy}", help_behavior_hint="(default: PPO and A2C sample, DQN plays epsilon 0.001)"),
+    ] = None
+    """How agents choose."""
     videos: int = 1
     """Games of each that are recorded."""
     blind_games: int = 20
     """Games of the baselines that never look (the agent's best game replayed, scripts); 0 for none."""
-    out: Path | None = None
-    """Where scores.json, report.html and the videos go; videos/<run> where not given, of several videos/<first>+<n>."""
+    out: Annotated[
+        Path | None,
+        tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: videos/<run>, of several videos/<first>+<n>)"),
+    ] = None
+    """Where scores.json, report.html and the videos go."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the networks are computed."""
-    env: str | None = None
+    env: Annotated[str | None, tyro.conf.arg(metavar="ID", help_behavior_hint="")] = None
     """An id with code of its own (package.module:Id-v0) that an agent's config names: you trust it, and it is imported."""
 
 
@@ -63,7 +69,7 @@ def _evaluate(args: Sequence[str]) -> int:
     from training import command_line
     from training.config import check_path
 
-    options = command_line.parse(Options, args, prog="evaluate.py")
+    options = command_line.parse(Options, args, prog="evaluate.py", description=Options.__doc__ or "")
 
     from rich.console import Console
 

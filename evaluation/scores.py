@@ -22,7 +22,7 @@ from evaluation.subjects import UNLEARNED, Subject
 from evaluation.video import VideoWriter
 from training.scores import points
 
-_BLIND_FIRST = 1_000_000  # the blind baseline's games have seeds that the agent's never have
+BLIND_FIRST = 1_000_000  # the blind baseline's games have seeds that the agent's never have
 _NEAR = 0.1  # share of the agent's score within which a blind score is called as good
 
 
@@ -127,7 +127,7 @@ def blind_players(subject: Subject, episodes: Sequence[Episode]) -> list[Subject
 
 def blind_score(player: Subject, games: int, seed: int, over: Callable[[Episode], None] | None = None) -> Score:
     """What a player that never looks scores in so many games that the agent has not seen; `over` is told of each."""
-    return evaluate(player, range(_BLIND_FIRST, _BLIND_FIRST + games), seed, over=over)[0]
+    return evaluate(player, range(BLIND_FIRST, BLIND_FIRST + games), seed, over=over)[0]
 
 
 def blind_note(agent: Score, blind: Sequence[Score]) -> str | None:

@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+import tempfile
 import time
 from collections.abc import Container, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from envs.contract import InputError
 from evaluation import report, subjects, tables
 from evaluation.progress import Progressing
 from evaluation.rules import Score
-from evaluation.scores import blind_note, blind_players, blind_score, evaluate, write_json
+from evaluation.scores import BLIND_FIRST, blind_note, blind_players, blind_score, evaluate, write_json
 from evaluation.subjects import UNLEARNED, Subject
 from training import metrics
 
@@ -31,8 +32,8 @@ def check(runs: Sequence[str], episodes: int, videos: int, blind_games: int, see
     """
     if not runs:
         raise InputError("expected a run, a checkpoint, zoo/NAME, random:ID or script:ID")
-    if episodes < 1:
-        raise InputError(f"--episodes {episodes}: expected 1 or more")
+    if not 1 <= episodes <= BLIND_FIRST:
+        raise InputError(f"--episodes {episodes}: expected 1 to {BLIND_FIRST:,}, behind which the blind baselines' games begin")
     if videos < 0 or blind_games < 0 or seed < 0:
         raise InputError(f"--videos {videos} --blind-games {blind_games} --seed {seed}: expected 0 or more")
 
@@ -48,6 +49,8 @@ def find_all(runs: Sequence[str], policy: str | None, device: str, trusted: str 
         tasks = subjects.find(run, policy=policy, device=device, trusted=trusted)
         suites = [subject.suite for subject in found if subject.suite]
         found += [replace(each, suite=each.suite and _free_name(each.suite, suites)) for each in tasks]
+    if policy is not None and all(subject.algorithm in UNLEARNED for subject in found):
+        raise InputError(f"--policy {policy}: {' and '.join(runs)} learned nothing, and an agent alone has a policy")
     rules = {subject.env: subject.options for subject in reversed(found) if subject.algorithm not in UNLEARNED}
     named: dict[str, Subject] = {}
     for subject in found:
@@ -136,9 +139,12 @@ def _each_once(scores: Sequence[Score]) -> list[Score]:
 
 def _check_place(out: Path) -> None:
     """Refuse a directory that could not be made, before anything is played; it is made when there is something to write."""
-    there = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise InputError(f"--out {out} cannot be made: {there} is no directory that can be written to")
+    there = next(path for path in (out, *out.absolute().parents) if os.path.exists(path))
+    try:
+        with tempfile.TemporaryDirectory(dir=there):  # root may write anywhere, it is said of /proc too
+            pass
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be made: {there} cannot be written to ({error.strerror})") from error
 
 
 def _remove_videos(out: Path, subject: Subject, keep: Container[Path]) -> None:

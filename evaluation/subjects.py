@@ -18,7 +18,7 @@ from agents.torch_setup import pick_device
 from envs import atari, registry
 from envs.contract import GameDescription, InputError, ProtocolOptions
 from evaluation.blind import replay, script_player, scripts_for
-from training import checkpoint
+from training import checkpoint, lock
 from training.command_line import next_command
 from training.config import check_game, check_path, load_config
 
@@ -91,7 +91,7 @@ def _find(text: str, policy: str | None, device: str, trusted: str | None) -> li
     if (path / "config.json").exists():
         saved = checkpoint.newest(path / "checkpoints")
         if saved is None:
-            raise InputError(f"{text} has no checkpoint yet; {next_command('train.py resume', path, trusted or '')} trains it")
+            raise InputError(f"{text} has no checkpoint yet; {_when_it_comes(path, trusted)}")
         return [_trained(saved, path, path.resolve().name, policy, device, trusted)]
     raise InputError(f"{text!r} is no run, checkpoint or zoo entry, nor random:ID or script:ID; {_nearest(text)}")
 
@@ -110,11 +110,28 @@ def ours(path: Path) -> Iterator[None]:
         raise InputError(f"{path} is not of a run of ours: {type(error).__name__} {reason}") from error
 
 
+def _when_it_comes(run_dir: Path, trusted: str | None) -> str:
+    trainer = lock.trainer_of(run_dir)
+    if trainer is None:
+        return f"{next_command('train.py resume', run_dir, trusted or '')} trains it"
+    _, config, _ = load_config(run_dir / "config.json", trusted)
+    frames = min(config.checkpoint_frames, config.total_frames)
+    return f"{trainer} trains it, and writes the first at {frames:,} frames"
+
+
 def _nearest(text: str) -> str:
+    held = sorted(path.parent for path in Path(text).glob("*/config.json"))
+    if held:
+        others = ", ".join(map(str, held[1:4])) + (f" and {len(held) - 4} more" if len(held) > 4 else "")
+        return f"{next_command('evaluate.py', held[0], '')} measures one of those in it{others and f'; others: {others}'}"
     roots = (Path("runs"), "*/config.json"), (ZOO, "*/config.json"), (Path("runs"), "*/checkpoints/*/state.json")
     known = [str(path.parent) for root, pattern in roots for path in sorted(root.glob(pattern))]
     matches = difflib.get_close_matches(text, known, n=3, cutoff=0.3)
-    return f"nearest: {', '.join(matches)}" if matches else "train one with `python train.py ppo --env Bowling-ram-v0`"
+    return (
+        f"nearest: {', '.join(matches)}"
+        if matches
+        else f"{next_command('train.py ppo --env', 'Bowling-ram-v0', '')} trains one"
+    )
 
 
 def _random(env: str) -> Subject:

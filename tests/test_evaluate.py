@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import torch
 
 import evaluate
 import train
+from tests.training.test_lock import hold
 from training import export
 
 ROOT = Path(evaluate.__file__).parent
@@ -152,6 +154,9 @@ BAD = {
     "a device that is not there": (["random:CartPole-v1", "--device", "cuda"], "--device cpu"),
     "a module that is not there": (["random:no.such.module:Id-v0"], "no.such"),
     "a place that cannot be": (["random:CartPole-v1", "--out", "/dev/null/x"], "cannot be made"),
+    "a place where root may write and nothing can be": (["random:CartPole-v1", "--out", "/proc/nothing/x"], "cannot be made"),
+    "games of the blind baselines": (["random:CartPole-v1", "--episodes", "1000001"], "expected 1 to 1,000,000"),
+    "a policy for what has none": (["random:CartPole-v1", "script:Bowling-v0", "--policy", "greedy"], "learned nothing"),
     "a policy that is none": (["random:CartPole-v1", "--policy", "best"], "best"),
 }
 
@@ -169,6 +174,43 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_created(
     assert said in err
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_without_a_checkpoint_says_when_the_first_one_comes(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To go on with it is advised only where nobody trains it."""
+    (tmp_path / "config.json").write_text((trained / "config.json").read_text())
+    holder = hold(tmp_path)
+    try:
+        assert evaluate.main([str(tmp_path)]) == 2
+        trainer = f"process {holder.pid} on {socket.gethostname()}"
+        said = f"has no checkpoint yet; {trainer} trains it, and writes the first at 2,000 frames\n"
+        assert said in capsys.readouterr().err
+        assert str(holder.pid) in (tmp_path / "lock").read_text()
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert evaluate.main([str(tmp_path)]) == 2
+    assert f"train.py resume {tmp_path}` trains it\n" in capsys.readouterr().err
+
+
+def test_a_directory_of_runs_names_some(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    held = [tmp_path / name for name in "abcdef"]
+    for run_dir in held:
+        run_dir.mkdir()
+        (run_dir / "config.json").write_text((trained / "config.json").read_text())
+    assert evaluate.main([str(tmp_path)]) == 2
+    others = ", ".join(map(str, held[1:4]))
+    said = f"evaluate.py {held[0]}` measures one of those in it; others: {others} and 2 more\n"
+    assert capsys.readouterr().err.endswith(said)
+
+
+def test_help_speaks_of_what_is_to_be_written(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        evaluate.main(["--help"])
+    said = capsys.readouterr().out
+    assert "RUN [RUN ...]" in said and "--out DIR" in said and "None" not in said
 
 
 @pytest.mark.parametrize("agent_first", [True, False])

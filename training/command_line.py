@@ -80,14 +80,14 @@ def flag(args: Sequence[str], name: str) -> str | None:
     return values[0] if values else None
 
 
-def next_command(program: str, run_dir: Path, env: str) -> str:
+def next_command(program: str, what: Path | str, env: str) -> str:
     """What to type to go on: for the Python that runs now, and with an id that names code, which only the user can trust."""
     python, found = _from_here(Path(sys.executable)), shutil.which("python")
     if Path(python).is_absolute() and found is not None and Path(found).parent == Path(python).parent:
         python = "python"
     name, *words = program.split()
     trusted = ["--env", env] if brings_code(env) else []
-    return f"`{shlex.join([python, _from_here(_ROOT / name), *words, str(run_dir), *trusted])}`"
+    return f"`{shlex.join([python, _from_here(_ROOT / name), *words, str(what), *trusted])}`"
 
 
 def _from_here(path: Path) -> str:

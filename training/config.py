@@ -304,6 +304,8 @@ def load_config(path: Path, trusted: str | None = None) -> tuple[str, RunConfig[
     try:
         content = json.loads(read_file(path, most=2**20))
         algorithm = content["algorithm"]
+        if algorithm not in agents.ALGORITHMS:
+            raise ValueError(f"known algorithms are {', '.join(agents.ALGORITHMS)}, and not {algorithm!r}")
         agent = agents.ALGORITHMS[algorithm].config(**content["agent"])
         run: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in content["run"].items()}
         run["run_dir"] = Path(run["run_dir"])

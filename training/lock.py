@@ -54,6 +54,23 @@ class Lock:
             self._file = -1
 
 
+def trainer_of(run_dir: Path) -> str | None:
+    """Who trains a run now, as its lock says; None where nobody does. Nothing is written."""
+    try:
+        file = os.open(run_dir / "lock", os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.pread(file, 200, 0).decode(errors="replace").strip() or "another process"
+    except OSError:  # no locks here
+        return None
+    finally:
+        os.close(file)
+    return None
+
+
 def _lives(holder: str) -> bool:
     """Whether what holds a lock may still run: another process of this machine that does, or one of another machine."""
     found = re.fullmatch(r"process (\d+) on (.+)", holder)

@@ -76,6 +76,7 @@ def test_a_damaged_config_is_refused_in_one_line(damage: str, tmp_path) -> None:
     with pytest.raises(InputError, match=r"config\.json") as refusal:
         load_config(tmp_path / "config.json")
     assert "\n" not in str(refusal.value)
+    assert "sarsa" not in damage or "known algorithms are a2c, dqn, ppo, and not 'sarsa'" in str(refusal.value)
 
 
 def test_a_setting_that_this_version_does_not_know_is_refused(tmp_path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from envs.contract import InputError
-from training.lock import Lock
+from training.lock import Lock, trainer_of
 
 HOLD = """
 import sys, time
@@ -51,6 +51,18 @@ def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
     lock.release()
     assert (tmp_path / "lock").read_text() == ""
     Lock(tmp_path).release()
+
+
+def test_who_trains_a_run_can_be_asked_without_a_trace(tmp_path: Path) -> None:
+    assert trainer_of(tmp_path) is None and list(tmp_path.iterdir()) == []
+    process = hold(tmp_path)
+    assert str(trainer_of(tmp_path)).startswith(f"process {process.pid} on ")
+    process.kill()
+    process.communicate()
+    assert trainer_of(tmp_path) is None and str(process.pid) in (tmp_path / "lock").read_text()
+    (tmp_path / "lock").unlink()
+    os.mkfifo(tmp_path / "lock")  # which to open waits for a writer
+    assert trainer_of(tmp_path) is None
 
 
 def test_no_link_is_followed(tmp_path: Path) -> None:
