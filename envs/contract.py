@@ -237,7 +237,7 @@ class CloneableGame(Protocol):
         """Whether that is so for an id of the family."""
 
     def clone(self) -> dict[str, Any]:
-        """A copy of the game's state, which JSON can say; from here on the game goes on as one that was restored from it."""
+        """A copy of the game's state, which JSON can say in a megabyte; from here on it goes on as one restored from it."""
 
     def restore(self, clone: dict[str, Any]) -> None:
         """Go on from a copy."""

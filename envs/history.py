@@ -19,7 +19,7 @@ class History:
 
     def __init__(self, size: int) -> None:
         """Of `size` slots, whose games have not begun."""
-        self.clones: list[dict[str, Any] | None] = [None] * size  # None where the next step opens a game with its seed
+        self.clones: list[str | None] = [None] * size  # JSON; None where the next step opens a game with its seed
         self.over = np.ones(size, np.bool_)  # whether that game had ended
         self.seeds = np.full(size, -1, np.int64)
         self._actions: list[NDArray[np.int64]] = []  # of each step, of all slots of the group
@@ -29,9 +29,7 @@ class History:
         """A step of every slot of the group; actions (slots,)."""
         self._actions.append(np.array(actions, np.int64))
 
-    def begin(
-        self, at: int, seed: int, clone: dict[str, Any] | None = None, *, over: bool = True, started: bool = False
-    ) -> None:
+    def begin(self, at: int, seed: int, clone: str | None = None, *, over: bool = True, started: bool = False) -> None:
         """A slot begins anew: the next action is the first that is kept, or the last one where a step has `started`."""
         self.clones[at], self.over[at], self.seeds[at] = clone, over, seed
         self._since[at] = len(self._actions) - started

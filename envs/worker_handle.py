@@ -103,14 +103,14 @@ class WorkerHandle(Channel):
         self._cloning = True
         self.write(CLONE)
 
-    def clones(self) -> dict[str, Any]:
-        """Those copies, by slot.
+    def clones(self) -> dict[str, str]:
+        """Those copies as JSON, by slot.
 
         Raises:
             WorkerLostError: it died or hangs.
         """
         self._expect(CLONE, HANG_SECONDS)
-        clones: dict[str, Any] = self.read_message()["clones"]
+        clones: dict[str, str] = self.read_message()["clones"]
         self._cloning = False
         return clones
 

@@ -1,6 +1,7 @@
 """A worker process of `envs/workers.py`: it plays its games when told to, until the trainer is gone."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -8,12 +9,13 @@ import subprocess
 import sys
 import traceback
 from dataclasses import asdict
-from typing import Any
 
 from envs import registry
 from envs.contract import CloneableGame, Game, GameLost, InputError, Outcome, ProtocolOptions
 from envs.cores import keep_to
 from envs.shared_memory import CLONE, FAILED, RESET, RESTORE, Channel, SharedMemory, description_from, with_tuples
+
+MOST_COPY = 2**20  # bytes of a game's copy, as the JSON that a checkpoint keeps
 
 
 class Worker:
@@ -56,7 +58,7 @@ class Worker:
             if command == RESET:
                 self._over |= dict.fromkeys(self._games, True)
             elif command == CLONE:
-                clones = {slot: self._cloneable(slot).clone() for slot in self._clones}
+                clones = {slot: _checked(json.dumps(self._cloneable(slot).clone())) for slot in self._clones}
                 self._channel.write(CLONE)
                 self._channel.write_message({"clones": clones})
             elif command == RESTORE:
@@ -79,10 +81,10 @@ class Worker:
         assert isinstance(game, CloneableGame)
         return game
 
-    def _restore(self, slot: int, clone: dict[str, Any] | None, over: bool, seed: int, actions: list[int]) -> None:
+    def _restore(self, slot: int, clone: str | None, over: bool, seed: int, actions: list[int]) -> None:
         """Bring a slot to where it stood: from a copy of its game, or from its seed, through the actions since then."""
         if clone is not None:
-            self._cloneable(slot).restore(clone)
+            self._cloneable(slot).restore(json.loads(_checked(clone)))
         self._over[slot] = over
         self._memory.seeds[slot] = seed if clone is None else -1
         for action in actions:
@@ -122,6 +124,17 @@ class Worker:
 def _end_engines_with_this_process() -> "subprocess.Popen[bytes]":
     """Start a process that notices the end of this one, and ends its group where a trainer that is killed too cannot."""
     return subprocess.Popen(["sh", "-c", f"read _; kill -KILL -{os.getpid()}"], stdin=subprocess.PIPE)
+
+
+def _checked(copy: str) -> str:
+    """A game's copy that may be kept, and given back to it.
+
+    Raises:
+        InputError: it is longer than that.
+    """
+    if len(copy) > MOST_COPY:
+        raise InputError(f"a copy of a game has {len(copy):,} bytes; at most {MOST_COPY:,} are kept")
+    return copy
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ A worker that dies or hangs is started anew with other seeds, where that is want
 """
 
 import itertools
+import json
 import os
 import select
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -241,6 +242,7 @@ class WorkerEnvs:
         if clone:
             self._clone()
         slots = [(history, at) for history in self._histories for at in range(len(history.seeds))]
+        clones = [history.clones[at] or "" for history, at in slots]
         return {
             "step": {name: field.copy() for name, field in self._memory.step._asdict().items()},
             "arrived": sorted(self._arrived),
@@ -248,9 +250,11 @@ class WorkerEnvs:
             "opened": self._opened.tolist(),
             "lost_games": self.lost_games,
             "lost": list(self._lost.items()),
+            # One array: text would fill state.json, and thousands of tensors the header of their file.
+            "clones": np.frombuffer(bytearray("".join(clones), "ascii"), np.uint8),
             "games": [
-                {"clone": history.clones[at], "over": bool(history.over[at]), "seed": int(history.seeds[at])}
-                for history, at in slots
+                {"clone": len(clone) or None, "over": bool(history.over[at]), "seed": int(history.seeds[at])}
+                for clone, (history, at) in zip(clones, slots, strict=True)
             ],
             "actions": [history.actions(at).astype(np.int16) for history, at in slots],
         }
@@ -273,9 +277,10 @@ class WorkerEnvs:
         """Bring every game to where it stood: from its seed or its copy, and through the actions since then."""
         self._to_open = [itertools.islice(each, count, None) for each, count in zip(seeds, state["opened"], strict=True)]
         self._opened[:], self._lost = state["opened"], dict(state["lost"])
-        self._histories = [History.of(state["games"][slots], state["actions"][slots]) for slots in self.groups]
+        games = _with_clones(state)
+        self._histories = [History.of(games[slots], state["actions"][slots]) for slots in self.groups]
         played = [np.asarray(actions).tolist() for actions in state["actions"]]
-        order = [{**game, "actions": actions} for game, actions in zip(state["games"], played, strict=True)]
+        order = [{**game, "actions": actions} for game, actions in zip(games, played, strict=True)]
         for worker in self._workers:
             worker.write(RESTORE)
             worker.write_message({slot: order[slot] for slots in worker.slots for slot in slots})
@@ -312,6 +317,26 @@ class WorkerEnvs:
     def __exit__(self, *_: object) -> None:
         """Close at the end of a `with` block."""
         self.close()
+
+
+def _with_clones(state: dict[str, Any]) -> list[dict[str, Any]]:
+    """The games of a saved state with their copies as JSON, of which it has lengths; before format 4 it had the copies there.
+
+    Raises:
+        ValueError: a length is not that of what is there.
+    """
+    joined, games, stop = np.asarray(state.get("clones", ()), np.uint8).tobytes().decode("ascii"), [], 0
+    for game in state["games"]:
+        clone = game["clone"]
+        if isinstance(clone, int):
+            start, stop = stop, stop + clone
+            if not start < stop <= len(joined):
+                raise ValueError(f"the copy of a game has {clone} of {len(joined)} bytes")
+            clone = joined[start:stop]
+        elif clone is not None:
+            clone = json.dumps(clone)
+        games.append({**game, "clone": clone})
+    return games
 
 
 def _other_seed(seed: int, slot: int) -> int:

@@ -36,13 +36,13 @@ from agents.storage import free_memory
 from envs.contract import InputError
 from training.scores import WINDOW
 
-FORMAT = 3  # of a checkpoint; 1 held no games, rollout and replay, 2 no sums of replay's pieces
-READABLE = (2, 3)
+FORMAT = 4  # of a checkpoint; 1 held no games, rollout and replay, 2 no sums of replay's pieces, 3 copies of games as text
+READABLE = (2, 3, 4)
 KEEP = 3  # newest checkpoints that are kept, beside the best
 _FILES = ("weights", "optimizer")  # top-level parts of a state that have a file of their own; other tensors share one
 _TENSORS = (*_FILES, "tensors")
 _TENSOR = "tensor:"  # marks a string in state.json that stands for a tensor
-MOST_JSON = 2**25  # bytes of a state.json; one of 65,536 games side by side has fewer
+MOST_JSON = 2**25  # bytes of a state.json; one of 65,536 games side by side, the most that there are, has 9 MB
 _NAME = "[0-9]" * 12  # so that nothing else is ever deleted
 # What directories are called before a checkpoint is there, while another takes its place, and before it is deleted.
 _WRITING, _BEFORE, _GONE = ".writing-", ".before-", ".gone-"
@@ -57,7 +57,7 @@ class NoCheckpointError(InputError):
 
 
 class TooLargeError(InputError):
-    """A file does not fit into memory, which says nothing about whether it is whole."""
+    """A file does not fit into memory or is larger than any of ours, which says nothing about whether it is whole."""
 
 
 def flatten(state: Any, path: str = "") -> tuple[Any, dict[str, Tensor]]:
@@ -97,6 +97,7 @@ def encode(state: dict[str, Any]) -> dict[str, bytes]:
 
     Raises:
         FloatingPointError: weights or moments of the optimiser are not finite. Such a state is worth nothing.
+        TooLargeError: it could not be read back.
     """
     plain, tensors = flatten(state)
     for path, tensor in tensors.items():
@@ -105,6 +106,8 @@ def encode(state: dict[str, Any]) -> dict[str, bytes]:
     parts = {name: {path: tensor for path, tensor in tensors.items() if _file_of(path) == name} for name in _TENSORS}
     files = {f"{name}.safetensors": safetensors.torch.save(part) for name, part in parts.items()}
     files["state.json"] = (json.dumps(plain, indent=1) + "\n").encode()
+    if (size := len(files["state.json"])) > MOST_JSON:
+        raise TooLargeError(f"a state.json of {size:,} bytes cannot be saved; at most {MOST_JSON:,} are read")
     sums = {name: hashlib.sha256(files[name]).hexdigest() for name in sorted(files)}
     return {**files, "manifest.json": (json.dumps({"format": FORMAT, "sha256": sums}, indent=1) + "\n").encode()}
 

@@ -1,6 +1,7 @@
 """Where games stand can be saved and gone on from: other workers play on as the first would have, in every family."""
 
 import itertools
+import json
 import os
 import signal
 
@@ -158,5 +159,29 @@ def test_a_game_that_does_not_repeat_itself_is_named():
         play.envs.load_state_dict(state, seeds_of("CartPole-v1"))
         assert play.envs.strays == [2]
         np.testing.assert_array_equal(play.envs.recv(1).observation, state["step"]["observation"][2:])
+    finally:
+        play.envs.close()
+
+
+def test_a_copy_is_read_where_older_checkpoints_have_it_and_has_the_length_that_is_said():
+    """Before format 4 a game had its copy itself; now it has the length of its part of one array."""
+    play = Play("Bowling-ram-v0")
+    try:
+        play.until(CLONES[0] + 1)
+        state, _ = play.clone
+        play.seen.clear()
+        play.until(60)
+        expected = play.seen
+        joined, stops = state["clones"].tobytes(), np.cumsum([game["clone"] for game in state["games"]])
+        copies = [joined[stop - game["clone"] : stop] for game, stop in zip(state["games"], stops, strict=True)]
+        old = [{**game, "clone": json.loads(copy)} for game, copy in zip(state["games"], copies, strict=True)]
+        play.move({name: value for name, value in state.items() if name != "clones"} | {"games": old})
+        play.seen, play.time = [], CLONES[0] + 1
+        play.until(60)
+        assert same(expected, play.seen)
+        for length in (0, -1, len(joined) + 1):
+            state["games"][0]["clone"] = length
+            with pytest.raises(ValueError, match=f"the copy of a game has {length} of {len(joined)} bytes"):
+                play.envs.load_state_dict(state, seeds_of(play.env_id))
     finally:
         play.envs.close()

@@ -10,7 +10,7 @@ import pytest
 
 from envs import registry, worker_process
 from envs.contract import GameLost, ProtocolOptions
-from envs.shared_memory import CLONE, FAILED, RESET, Channel, SharedMemory, anonymous_file, description_from
+from envs.shared_memory import CLONE, FAILED, RESET, RESTORE, Channel, SharedMemory, anonymous_file, description_from
 
 BERZERK = "Berzerk-v0"  # a game that can be copied
 
@@ -64,3 +64,19 @@ def test_what_fails_in_a_copy_is_no_copy(failing):
     failing.channel.write(CLONE)
     assert failing.channel.read() == FAILED
     assert failing.channel.read_message() == {"error": "its engine is gone", "kind": "GameLost"}
+
+
+@pytest.mark.parametrize("command", [CLONE, RESTORE])
+def test_a_copy_that_would_not_be_read_is_not_made(command, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(worker_process, "MOST_COPY", 99)
+    worker = Worker()
+    worker.channel.write(RESET)
+    worker.channel.write(0)
+    assert worker.channel.read() == 0
+    worker.channel.write(command)
+    if command == RESTORE:
+        worker.channel.write_message({0: {"clone": "x" * 100, "over": False, "seed": 1, "actions": []}})
+    assert worker.channel.read() == FAILED
+    message = worker.channel.read_message()
+    worker.close()
+    assert message["kind"] == "InputError" and message["error"].endswith("bytes; at most 99 are kept")

@@ -11,8 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agents.a2c import A2CConfig
 from envs.contract import InputError, TimeStep
-from training import checkpoint
+from training import checkpoint, start
+from training.config import RunConfig
 from training.scores import Scores
 
 LEAVES = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text("abc", max_size=3)
@@ -87,6 +89,26 @@ def test_a_checkpoint_holds_weights_optimizer_and_the_rest_apart(tmp_path: Path)
     assert torch.equal(loaded["agent"]["generator"], state["agent"]["generator"])
     assert same(checkpoint.load_weights(path), dict(state["weights"]))
     torch.optim.Adam(torch.nn.Linear(3, 2).parameters()).load_state_dict(loaded["optimizer"])
+
+
+def test_what_could_not_be_read_back_is_not_saved() -> None:
+    state = {"weights": {}, "optimizer": {}, "long": "x" * (checkpoint.MOST_JSON - 100)}
+    checkpoint.encode(state)
+    with pytest.raises(checkpoint.TooLargeError, match=r"a state.json of [\d,]+ bytes cannot be saved"):
+        checkpoint.encode({**state, "more": "x" * 100})
+
+
+def test_as_many_games_as_there_may_be_have_a_state_that_is_read(tmp_path: Path) -> None:
+    """Their copies are no part of it."""
+    sizes = []
+    for games in (2, 6):
+        config = RunConfig("Bowling-ram-v0", A2CConfig(num_envs=games), run_dir=tmp_path / str(games))
+        with start.new_run("a2c", config) as run:
+            path = run.save(clone=True)
+        sizes.append((path / "state.json").stat().st_size)
+        assert (path / "tensors.safetensors").stat().st_size > 1_000 * games
+    small, large = sizes
+    assert small + (large - small) / 4 * 65_536 < checkpoint.MOST_JSON / 2
 
 
 def test_equal_states_make_equal_bytes(tmp_path: Path) -> None:
