@@ -329,26 +329,56 @@ def test_nothing_is_executed_and_one_line_says_why(case: str, capsys: pytest.Cap
 @pytest.mark.parametrize(
     "plant",
     {
-        "replay": lambda: (shutil.copytree("run/replay", "mine", dirs_exist_ok=True), link("run/replay", "mine")),
-        "checkpoints": lambda: link("run/checkpoints", "mine"),
-        "tensorboard": lambda: link("run/tensorboard", "mine"),
         "metrics": lambda: link("run/metrics.jsonl", "mine/letter"),
         "aside": lambda: link("run/.metrics.jsonl.new", "mine/letter"),
     }.items(),
     ids=lambda item: item[0],
 )
 def test_links_in_a_strangers_run_lead_to_nothing_that_is_lost(plant: tuple[str, Callable[[], None]]) -> None:
-    """What is written may land there; what was there stays."""
-    kept = {path: path.read_bytes() for path in Path("mine").iterdir() if path.is_file()}
+    """What is written takes their place."""
     plant[1]()
     assert train.main(["resume", "run"]) == 0
-    for path, content in kept.items():
-        assert path.read_bytes() == content
-    for path in Path("mine").iterdir():  # ours, which may lie there
-        if path.name.startswith("events.out") or (path.name.isdecimal() and len(path.name) == 12):
-            path.unlink() if path.is_file() else shutil.rmtree(path)
-        elif path not in kept and path.is_file():
-            path.unlink()
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["checkpoints", "checkpoints/000000000001", "checkpoints/.gone-000000000001/x", "replay", "replay/x", "tensorboard"],
+)
+def test_links_to_another_run_are_refused(where: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its checkpoints and pieces of replay have the names that a run deletes of its own."""
+    Path("run", where).parent.mkdir(exist_ok=True)
+    link(f"run/{where}", f"other/{where}")
+    shutil.copytree("mine", "other/replay")
+    Path("other/tensorboard").mkdir()
+    Path("other/tensorboard/events.out.tfevents.1").write_text("theirs")
+    for frames in range(1, 9):
+        shutil.copytree("kept", f"other/checkpoints/{frames:012d}")
+    there = sorted((path, path.is_file() and path.read_bytes()) for path in Path().rglob("*"))
+    assert train.main(["resume", "run"]) == 2
+    assert capsys.readouterr().err.startswith(f"train.py: run/{where} is a link")
+    assert sorted((path, path.is_file() and path.read_bytes()) for path in Path().rglob("*")) == there
+
+
+def test_what_is_not_ours_stays() -> None:
+    """Numbers are names of checkpoints, of which old ones go, where they have twelve digits."""
+    places = [Path("run", name) for name in ("checkpoints", "replay", "tensorboard")]
+    for place in places:
+        shutil.copytree("mine", place, dirs_exist_ok=True)
+    there = [Path("run/checkpoints", "0" * digits) for digits in range(1, 6)]
+    for path in there:
+        path.mkdir()
+    there += [place / path.name for place in places for path in Path("mine").iterdir()]
+    assert train.main(["resume", "run"]) == 0
+    assert all(path.exists() for path in there)
+
+
+def test_a_run_that_is_a_link_itself_goes_on() -> None:
+    Path("run").rename("elsewhere")
+    link("run", "elsewhere")
+    before = checkpoint.checkpoints(Path("elsewhere/checkpoints"))
+    assert train.main(["resume", "run"]) == 0
+    assert len(checkpoint.checkpoints(Path("elsewhere/checkpoints"))) > len(before)
+    assert Path("run").is_symlink()
 
 
 def test_things_that_stand_where_ours_would_do_not_stop_a_run() -> None:

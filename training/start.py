@@ -130,10 +130,11 @@ def old_run(run_dir: Path, trusted: str | None = None) -> Run:
     """Open a run at its newest checkpoint that is whole, or at its beginning where it has none; `trusted` as in `load_config`.
 
     Raises:
-        InputError: the directory is not a run, another process trains it, its game is another one here, or none of its
-            checkpoints is whole.
+        InputError: the directory is not a run, something that would be written in it is a link, another process trains it, its
+            game is another one here, or none of its checkpoints is whole.
     """
     algorithm, config, plan = load_config(run_dir / "config.json", trusted)
+    _refuse_links(run_dir)
     config = dataclasses.replace(config, run_dir=run_dir)
     pick_device(plan.device)
     with contextlib.ExitStack() as undo:
@@ -152,6 +153,14 @@ def old_run(run_dir: Path, trusted: str | None = None) -> Run:
             run.load(saved, _seeds(config, envs))
         undo.pop_all()
     return run
+
+
+def _refuse_links(run_dir: Path) -> None:
+    """Look for links where a run writes and deletes: a stranger's would lead to other runs. The run itself may be one."""
+    for name in ("checkpoints", "replay", "tensorboard"):
+        for path in (run_dir / name, *(run_dir / name).rglob("*")):
+            if path.is_symlink():
+                raise InputError(f"{path} is a link, and no run has any; to keep a run elsewhere, let {run_dir} be one")
 
 
 def build_agent(algorithm: str, config: RunConfig[Any], plan: Plan, game: GameDescription) -> Agent:
