@@ -392,6 +392,7 @@ def test_things_that_stand_where_ours_would_do_not_stop_a_run() -> None:
     (oldest / "state.json").unlink()
     os.mkfifo(oldest / "state.json")
     assert train.main(["resume", "run"]) == 0
+    assert not Path("run/checkpoints/.writing-000000000001").exists()
     assert all(row["frames"] >= 0 and row.get("steps", 0) < 10**9 for row in metrics.read(Path("run/metrics.jsonl")))
 
 

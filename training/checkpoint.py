@@ -14,6 +14,7 @@ The files may also come from a stranger. Nothing but regular files is opened, an
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -21,7 +22,7 @@ import os
 import shutil
 import stat
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from mmap import mmap
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,7 @@ def save(directory: Path, frames: int, files: Mapping[str, bytes | mmap]) -> Pat
     aside, before = (directory / f"{prefix}{target.name}" for prefix in (_WRITING, _BEFORE))
     sweep(directory)
     try:
+        remove(aside)  # again: here it has to be gone
         aside.mkdir(parents=True)
         for name, content in files.items():
             (aside / name).write_bytes(content)
@@ -146,7 +148,22 @@ def sweep(directory: Path) -> None:
             before.rename(place)
     for prefix in (_WRITING, _BEFORE, _GONE):
         for stale in directory.glob(prefix + _NAME):
-            remove(stale)
+            with unneeded(stale):
+                remove(stale)
+
+
+@contextlib.contextmanager
+def unneeded(path: Path) -> Iterator[None]:
+    """Inside, what nobody needs any more is deleted; where the system does not let it go it stays, which is said once."""
+    try:
+        yield
+    except OSError as error:
+        _say_once(f"{path} cannot be deleted ({error.strerror}); it is needed no more, and the run goes on")
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def remove(path: Path) -> None:
@@ -243,13 +260,19 @@ def checkpoints(directory: Path) -> list[Path]:
     return sorted(path for path in directory.glob(_NAME) if path.is_dir() and not path.is_symlink())
 
 
-def state_parts(directory: Path, name: str) -> list[Any]:
-    """One part of the state of each checkpoint below a directory that has it, tensors left out."""
-    parts = []
+def state_parts(directory: Path, name: str) -> Iterator[Any]:
+    """One part of the state of each checkpoint below a directory that has it, tensors left out.
+
+    Raises:
+        TooLargeError: one does not fit into memory, and may be read at another time.
+    """
     for path in checkpoints(directory):
-        with contextlib.suppress(InputError):  # what cannot be read will not be resumed
-            parts.append(state_part(path, name))
-    return parts
+        try:
+            yield state_part(path, name)
+        except TooLargeError:
+            raise
+        except InputError:
+            pass  # what cannot be read will not be resumed
 
 
 def state_part(checkpoint: Path, name: str) -> Any:
@@ -257,6 +280,7 @@ def state_part(checkpoint: Path, name: str) -> Any:
 
     Raises:
         InputError: it cannot be read, or has no such part.
+        TooLargeError: it does not fit into memory.
     """
     try:
         return json.loads(read_file(checkpoint / "state.json", most=MOST_JSON))[name]
@@ -267,21 +291,28 @@ def state_part(checkpoint: Path, name: str) -> Any:
 def prune(newest: Path) -> None:
     """Keep three checkpoints, the newest last, and the one with the best mean score of its last training games.
 
-    Where a run went on from an earlier one, those of later frames are damaged; they go when it is there again.
+    Where a run went on from an earlier one, those of later frames are damaged; they go when it is there again. What does not
+    fit into memory may be the best one, and stays until it does.
     """
     kept = [path for path in checkpoints(newest.parent) if path.name <= newest.name]
-    scores = {path: _score(path) for path in kept}
-    best = max(kept, key=lambda path: (*scores[path], path.name), default=None)
+    scores = {path: score for path in kept if (score := _score(path)) is not None}
+    best = max(scores, key=lambda path: (*scores[path], path.name), default=None)
     for path in kept[:-KEEP]:
-        if path != best:
-            shutil.rmtree(path.rename(path.with_name(f"{_GONE}{path.name}")))  # whole, or not there
+        if path in scores and path != best:
+            with unneeded(path):
+                shutil.rmtree(path.rename(path.with_name(f"{_GONE}{path.name}")))  # whole, or not there
 
 
-def _score(checkpoint: Path) -> tuple[bool, float]:
-    """Whether a checkpoint has the 100 games that a mean wants, and their mean; the lowest of all where it cannot be read."""
+def _score(checkpoint: Path) -> tuple[bool, float] | None:
+    """Whether a checkpoint has the 100 games that a mean wants, and their mean.
+
+    The lowest of all where it cannot be read; None where it does not fit into memory.
+    """
     try:
         scores = state_part(checkpoint, "scores")
         return all(len(games) == WINDOW for games in scores["last"].values()), float(scores["mean_100"])
+    except TooLargeError:
+        return None
     except (InputError, *_DAMAGES):
         return False, float("-inf")
 

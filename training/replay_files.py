@@ -122,13 +122,20 @@ class ReplayFiles:
         return hashlib.sha256(data).hexdigest()
 
     def sweep(self, states: Iterable[dict[str, Any]]) -> None:
-        """Delete the pieces that no checkpoint names any more, but for those that the next one will."""
+        """Delete the pieces that no checkpoint names any more, but for those that the next one will.
+
+        Where a state does not fit into memory, what it names is not known, and all stay until it does.
+        """
         there = list(self._directory.glob(f"{_DIGITS}-{_DIGITS}"))  # before those that are new are looked at
-        named = {(start, stop) for state in states for start, stop, *_ in state["pieces"]}
+        try:
+            named = {(start, stop) for state in states for start, stop, *_ in state["pieces"]}
+        except checkpoint.TooLargeError:
+            return
         needed = {self._path(piece) for piece in named.union(self._pieces)}
         for path in there:
             if path not in needed:
-                path.unlink()
+                with checkpoint.unneeded(path):
+                    path.unlink()
 
     def close(self) -> None:
         """Wait for the thread that writes."""

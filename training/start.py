@@ -140,7 +140,8 @@ def old_run(run_dir: Path, trusted: str | None = None) -> Run:
     with contextlib.ExitStack() as undo:
         lock = Lock(run_dir)
         undo.callback(lock.release)
-        checkpoint.sweep(run_dir / "checkpoints")
+        with _refused(f"{run_dir / 'checkpoints'} cannot be tidied up"):
+            checkpoint.sweep(run_dir / "checkpoints")
         saved = checkpoint.newest(run_dir / "checkpoints", check=replay_files.verify)
         envs = open_envs(config, plan)
         undo.callback(envs.close)

@@ -2,6 +2,8 @@ import json
 import math
 import os
 import random
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from agents.a2c import A2CConfig
 from envs.contract import InputError, TimeStep
 from training import checkpoint, start
 from training.config import RunConfig
+from training.disk import Disk
+from training.replay_files import ReplayFiles
 from training.scores import Scores
 
 LEAVES = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text("abc", max_size=3)
@@ -182,7 +186,70 @@ def test_a_neighbour_that_cannot_be_read_does_not_hold_up_a_save(tmp_path: Path)
             os.mkfifo(path / "state.json")
         checkpoint.prune(path)
     assert [int(path.name) for path in checkpoint.checkpoints(tmp_path)] == [2, 3, 4]
-    assert len(checkpoint.state_parts(tmp_path, "scores")) == 2
+    assert len([*checkpoint.state_parts(tmp_path, "scores")]) == 2
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory of somebody whom permissions bind, as whom the test runs."""
+    with tempfile.TemporaryDirectory() as path:
+        is_root = os.geteuid() == 0
+        if is_root:
+            os.chown(path, 65_534, -1)
+            os.seteuid(65_534)
+        yield Path(path)
+        if is_root:
+            os.seteuid(0)
+
+
+def test_what_cannot_be_deleted_stays_and_it_is_said_once(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "replay").mkdir()
+    (place / "replay" / "000000000000-000000000001").write_text("")
+    for frames in range(1, 7):
+        path = save(place / "checkpoints", frames, state_of(None))
+        if frames == 1:
+            path.chmod(0o500)
+            (place / "replay").chmod(0o500)
+        checkpoint.prune(path)
+        ReplayFiles(place / "replay", Disk()).sweep([])
+    assert [int(path.name) for path in checkpoint.checkpoints(place / "checkpoints")] == [4, 5, 6]
+    lines = capsys.readouterr().err.splitlines()
+    names = ["000000000000-000000000001", "000000000001", ".gone-000000000001"]
+    assert [line.split("/")[-1] for line in lines] == [
+        f"{name} cannot be deleted (Permission denied); it is needed no more, and the run goes on" for name in names
+    ]
+    (place / "checkpoints" / ".gone-000000000001").chmod(0o700)
+    checkpoint.sweep(place / "checkpoints")
+    assert len(list((place / "checkpoints").iterdir())) == 3
+
+
+def test_what_stands_in_the_way_of_a_save_has_to_go(place: Path) -> None:
+    path = save(place, 1, state_of(1.0))
+    aside = place / ".writing-000000000002"
+    aside.mkdir()
+    (aside / "state.json").write_text("")
+    aside.chmod(0o500)
+    with pytest.raises(PermissionError):
+        save(place, 2, state_of(1.0))
+    assert checkpoint.newest(place) == path
+
+
+def test_what_does_not_fit_into_memory_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best checkpoint, or one that has need of replay: not all memory is short for long."""
+    files = ReplayFiles(tmp_path / "replay", Disk())
+    (tmp_path / "replay").mkdir()
+    (tmp_path / "replay" / "000000000000-000000000001").write_text("")
+    for frames, score in enumerate([9.0, 9.5, 3.0, 3.0, 3.0], start=1):
+        path = save(tmp_path / "checkpoints", frames, state_of(score) | {"replay": {"pieces": []}})
+    monkeypatch.setattr(checkpoint, "free_memory", lambda: 1)
+    checkpoint.prune(path)
+    files.sweep(checkpoint.state_parts(path.parent, "replay"))
+    assert len(checkpoint.checkpoints(path.parent)) == 5 and len(list((tmp_path / "replay").iterdir())) == 1
+    monkeypatch.undo()
+    checkpoint.prune(path)
+    files.sweep(checkpoint.state_parts(path.parent, "replay"))
+    assert [int(path.name) for path in checkpoint.checkpoints(path.parent)] == [2, 3, 4, 5]
+    assert list((tmp_path / "replay").iterdir()) == []
 
 
 def test_what_does_not_fit_into_memory_is_not_taken_for_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
