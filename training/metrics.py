@@ -121,17 +121,16 @@ def _line(row: Mapping[str, float]) -> str:
 
 
 def read(path: Path) -> list[dict[str, float]]:
-    """The rows of a `metrics.jsonl`; a last line cut off by a kill is left out."""
+    """The rows of a `metrics.jsonl`, in its order; a line that is damaged is left out, as a last one cut off by a kill is."""
     rows = []
     for line in checkpoint.read_file(path).splitlines() if path.exists() else ():
         try:
             row = {name: value for name, value in json.loads(line).items() if _is_number(value)}
             frames = row.pop("frames")
         except (ValueError, KeyError, AttributeError, RecursionError):
-            break
-        if not (isinstance(frames, int) and frames >= 0):
-            break
-        rows.append({"frames": frames, **row})
+            continue
+        if isinstance(frames, int) and frames >= 0:
+            rows.append({"frames": frames, **row})
     return rows
 
 

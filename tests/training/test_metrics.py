@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from training.metrics import ROWS, Metrics, read
@@ -52,3 +53,22 @@ def test_a_line_cut_off_by_a_kill_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps({"frames": 1}) + "\n" + '{"frames": 2, "lo')
     assert read(path) == [{"frames": 1}]
+
+
+@pytest.mark.parametrize(
+    "damaged", [b"", b"\xff\x00", b'{"frames": 2, "lo', b'{"frames": -2}', b'{"fr\x01mes": 2}', b"[" * 10**5, b"2"]
+)
+def test_a_damaged_line_is_left_out_alone(damaged: bytes, tmp_path: Path) -> None:
+    """Those behind it stay in their order when a run goes on, here and for TensorBoard."""
+    rows = [{"frames": frames, "loss/policy": float(frames)} for frames in (1, 2, 3, 4)]
+    lines = [json.dumps(row).encode() for row in rows]
+    lines[1] = damaged
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    expected = [rows[0], *rows[2:]]
+    assert read(tmp_path / "metrics.jsonl") == expected
+    with Metrics(tmp_path, 10, {"written": 4, "seen": {}}) as metrics:
+        metrics.add({"loss/policy": 5.0})
+        metrics.write(5, 5, {})
+    assert read(tmp_path / "metrics.jsonl") == [*expected, {"frames": 5, "steps": 5, "loss/policy": 5.0}]
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss/policy")] == [1, 3, 4, 5]
