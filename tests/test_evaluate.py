@@ -1,6 +1,8 @@
 """`evaluate.py` as its users meet it."""
 
 import json
+import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -129,6 +131,26 @@ def test_a_run_is_exported_from_its_newest_checkpoint(
         assert export.main([str(path), str(target)]) == 2
         assert why in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+    assert export.main([str(trained), "no-utf-8-\udcff"]) == 2
+
+
+@pytest.mark.parametrize("harm", ["no metrics", "a pipe for metrics", "no config", "a config in pieces"])
+def test_an_export_that_fails_leaves_nothing(
+    harm: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    if harm == "a config in pieces":
+        (run / "config.json").write_text("{}")
+    else:
+        path = run / ("config.json" if "config" in harm else "metrics.jsonl")
+        path.unlink()
+        if "pipe" in harm:
+            os.mkfifo(path)
+    assert export.main([str(run), str(tmp_path / "zoo" / "mine")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("export: ") and said.count("\n") == 1
+    assert not (tmp_path / "zoo").exists() or list((tmp_path / "zoo").iterdir()) == []
 
 
 def test_random_play_is_measured_the_same_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

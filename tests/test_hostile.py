@@ -285,6 +285,18 @@ CASES: dict[str, tuple[Callable[[], object], list[str], str]] = {
     "a lock that is a link": (lambda: link("run/lock", "mine/letter"), ["resume", "run"], "cannot be written"),
     "a name that climbs": (lambda: None, ["../../../etc"], "is no run"),
     "a name with a null": (lambda: None, ["run\0"], "null character"),
+    "a name that is no UTF-8": (lambda: None, ["run\udcff"], "has to be UTF-8"),
+    "a name that is no UTF-8, to resume": (lambda: Path("run").rename("run\udcff"), ["resume", "run\udcff"], "has to be UTF-8"),
+    "a run directory that is no UTF-8": (
+        lambda: None,
+        ["a2c", "--env", "CartPole-v1", "--total-frames", "10", "--run-dir", "new\udcff"],
+        "has to be UTF-8",
+    ),
+    "a run directory that is no text": (
+        lambda: edit("run/config.json", run__run_dir="\ud800"),
+        ["resume", "run"],
+        "has to be UTF-8",
+    ),
     "a name of 300 characters": (lambda: None, [LONG], "255 bytes"),
     "a name of 300 characters, to resume": (lambda: None, ["resume", LONG], "255 bytes"),
     "a device": (lambda: None, ["/dev/zero"], "is no run"),

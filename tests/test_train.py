@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import train
+from envs.contract import InputError
 from envs.worker_handle import WorkerError
 from tests.envs.test_processes import children
 from training import checkpoint, metrics, start
@@ -430,10 +431,21 @@ def test_an_existing_run_is_never_overwritten(capsys: pytest.CaptureFixture[str]
 def test_a_run_that_could_not_be_begun_leaves_nothing(
     what: object, step: str, fault: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    let_go = break_off(what, step, fault, monkeypatch)
+    let_go, there = break_off(what, step, fault, monkeypatch), []
+    release = start.Lock.release
+    monkeypatch.setattr(start.Lock, "release", lambda lock: (there.append(Path("run").exists()), release(lock)))
     assert train.main(["ppo", "--env", "CartPole-v1", "--run-dir", "run"]) == (2 if isinstance(fault, OSError) else 130)
     assert not Path("run").exists()
-    assert let_go == ["Lock", "WorkerEnvs"]
+    assert let_go == ["Lock", "WorkerEnvs"] and there == [False]  # another process could have taken it
+
+
+def test_a_run_that_cannot_be_locked_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Path) -> None:
+        raise InputError("run/lock cannot be written: No space left on device")
+
+    monkeypatch.setattr(start, "Lock", fail)
+    assert train.main(["ppo", "--env", "CartPole-v1", "--run-dir", "run"]) == 2
+    assert not Path("run").exists()
 
 
 @pytest.mark.parametrize(

@@ -193,8 +193,12 @@ def check_path(what: str, path: Path | str) -> None:
     """Refuse what no file system takes for a path.
 
     Raises:
-        InputError: a part of it is longer than 255 bytes, or has a null character.
+        InputError: a part of it is longer than 255 bytes, or has a null character; or it is no UTF-8, which TensorBoard wants.
     """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{what} {str(path)[:40]!r}: a name has to be UTF-8") from None
     if "\0" in str(path) or any(len(os.fsencode(part)) > 255 for part in Path(path).parts) or len(str(path)) > 4_000:
         raise InputError(f"{what} {str(path)[:40]!r}...: a name has at most 255 bytes, and no null character")
 

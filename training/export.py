@@ -12,6 +12,7 @@ from pathlib import Path
 
 from envs.contract import InputError
 from training import checkpoint
+from training.config import check_path
 
 
 def export(path: Path, entry: Path) -> Path:
@@ -21,8 +22,10 @@ def export(path: Path, entry: Path) -> Path:
         The checkpoint.
 
     Raises:
-        InputError: there is none or it cannot be read, or the directory exists.
+        InputError: there is none or it cannot be read, or the directory exists or cannot be written; nothing is left of it.
     """
+    check_path("export", path)
+    check_path("export", entry)
     if entry.exists():
         raise InputError(f"{entry} exists already")
     saved = path if (path / "state.json").exists() else checkpoint.newest(path / "checkpoints")
@@ -30,19 +33,27 @@ def export(path: Path, entry: Path) -> Path:
         raise InputError(f"{path} is neither a run with a checkpoint nor a checkpoint")
     state = checkpoint.load(saved)
     run_dir = saved.resolve().parent.parent
-    config = json.loads((run_dir / "config.json").read_text())
-    scores = state["scores"]
-    trained = {
-        **state["agent"]["counters"],
-        "checkpoint": saved.name,
-        "score_mean_100": scores["mean_100"],
-        "games": scores["games"],
-    }
-    config["run"]["run_dir"] = str(entry)
-    entry.mkdir(parents=True)
-    (entry / "config.json").write_text(json.dumps({**config, "trained": trained}, indent=1) + "\n")
-    shutil.copy(saved / "weights.safetensors", entry / "weights.safetensors")
-    shutil.copy(run_dir / "metrics.jsonl", entry / "metrics.jsonl")
+    aside = entry.with_name(f".{entry.name}.new")
+    try:
+        config = json.loads(checkpoint.read_file(run_dir / "config.json", most=2**20))
+        scores = state["scores"]
+        trained = {
+            **state["agent"]["counters"],
+            "checkpoint": saved.name,
+            "score_mean_100": scores["mean_100"],
+            "games": scores["games"],
+        }
+        config["run"]["run_dir"] = str(entry)
+        checkpoint.remove(aside)
+        aside.mkdir(parents=True)
+        (aside / "config.json").write_text(json.dumps({**config, "trained": trained}, indent=1) + "\n")
+        for source in (saved / "weights.safetensors", run_dir / "metrics.jsonl"):
+            (aside / source.name).write_bytes(checkpoint.read_file(source))
+        aside.rename(entry)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise InputError(f"{entry} cannot be made of {saved} ({type(error).__name__}: {error})") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
     return saved
 
 

@@ -57,9 +57,13 @@ def new_run(algorithm: str, config: RunConfig[Any], say: Callable[[str], None] =
         facts = {"protocol": dataclasses.asdict(envs.description.protocol), "versions": versions(), "commit": commit()}
         with _refused(f"--run-dir {run_dir} cannot be made"):
             run_dir.mkdir(parents=True)
-        undo.callback(shutil.rmtree, run_dir)
-        lock = Lock(run_dir)
+        try:
+            lock = Lock(run_dir)
+        except BaseException:
+            shutil.rmtree(run_dir)
+            raise
         undo.callback(lock.release)
+        undo.callback(shutil.rmtree, run_dir)  # before it is let go: whoever took it then would lose it
         with _refused(f"--run-dir {run_dir} cannot be written"):
             save_config(run_dir / "config.json", algorithm, config, plan, facts)
         run = _run(config, envs, agent, lock)
