@@ -279,6 +279,15 @@ def test_a_part_that_is_missing_or_cut_off_anywhere_is_refused(tmp_path: Path, f
         checkpoint.load(path.parent)
 
 
+@pytest.mark.parametrize("other", [1, checkpoint.FORMAT + 1, "3", [3]])
+def test_a_checkpoint_of_another_format_is_refused(other: Any, tmp_path: Path) -> None:
+    path = save(tmp_path, 5, state_of(1.0))
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({**manifest, "format": other}))
+    with pytest.raises(InputError, match=r"has format .*, and this version reads \(2, 3, 4\)"):
+        checkpoint.load(path)
+
+
 def test_no_flipped_bit_is_read(tmp_path: Path) -> None:
     """A thousand, anywhere in any file; those in names and blanks of the manifest may be harmless, but never change a state."""
     path = save(tmp_path, 5, state_of(1.0))
