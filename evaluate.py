@@ -73,7 +73,7 @@ def _evaluate(args: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from evaluation import session  # behind the command line: plots and statistics take a second to import, and --help has none
+    from evaluation import session  # after the command line: plots and statistics take a second to import, and --help has none
 
     if options.out is not None:
         check_path("--out", options.out)

@@ -7,7 +7,7 @@ Processes train by turns, while the others stand still, and the ratio is the med
 names that this file imports.
 
 One process of each would not do: processes of one tree differ by some hundredths as long as they live, most of all the one that
-was started first (`docs/log.md`). So each tree has four, behind one that does not count, started in an order in which neither
+was started first (`docs/log.md`). So each tree has four, after one that does not count, started in an order in which neither
 tree is earlier than the other.
 """
 

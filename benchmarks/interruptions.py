@@ -41,7 +41,7 @@ COLUMNS = {
     "saving": ".2%",
     "signal to end, s": ".2f",
     "resume, s": ".2f",
-    "resume behind a kill, s": ".2f",
+    "resume after a kill, s": ".2f",
 }
 
 
@@ -84,7 +84,7 @@ def measure(arguments: list[str], period: int, checkpoints: int, folder: Path) -
         "resume, s": opening(run_dir),
     }
     shutil.rmtree(saved[-1])
-    return {**figures, "resume behind a kill, s": opening(run_dir)}
+    return {**figures, "resume after a kill, s": opening(run_dir)}
 
 
 def size(folder: Path) -> int:

@@ -7,7 +7,7 @@ its own defaults: CleanRL ends an episode with a life, Sample Factory normalises
 actions. The peers want other packages than this project, so each has an environment of its own, named by its Python;
 `docs/performance.md` says how to make them.
 
-A step is one agent step. What a peer makes is read off what it prints, by the clock of this program: CleanRL reports behind
+A step is one agent step. What a peer makes is read off what it prints, by the clock of this program: CleanRL reports after
 each update, Sample Factory every few seconds, so that its figure is uncertain by an update (1,024 steps) in all that it
 makes. Of ours whole rollouts with their updates are counted, as in `benchmarks/throughput.py`. They take turns, round by
 round, on the same machine; a ratio is the median over the rounds.
@@ -67,7 +67,7 @@ class Peer:
 
     command: list[str]
     report: re.Pattern[str]
-    """A line that comes behind an update; its group, where it has one, is the number of emulator frames so far."""
+    """A line that comes after an update; its group, where it has one, is the number of emulator frames so far."""
 
     def rate(self, seconds: float) -> float:
         """Steps a second.

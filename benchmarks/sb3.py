@@ -10,7 +10,7 @@ from typing import Any
 
 from turns import Work
 
-_WARM_UP = 2_048  # steps; behind them its DQN learns
+_WARM_UP = 2_048  # steps; after them its DQN learns
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def stable_baselines3(algorithm: str, env: str, num_envs: int, settings: dict[st
         yield work
     finally:
         pipe.close()
-        process.join()  # it ends behind the update that it is in
+        process.join()  # it ends after the update that it is in
 
 
 class _NobodyAsksError(Exception):
@@ -49,7 +49,7 @@ class _NobodyAsksError(Exception):
 
 
 def _train(algorithm: str, env: str, num_envs: int, settings: dict[str, Any], device: str, pipe: Connection) -> None:
-    """Train, its environments in processes of their own; behind each rollout with its update say how long it was, and wait."""
+    """Train, its environments in processes of their own; after each rollout with its update say how long it was, and wait."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for file in (1, 2):
         os.dup2(nowhere, file)  # every process of the games would greet

@@ -1,6 +1,6 @@
 """Atari 2600 games through ale-py's emulator, from screen images or from RAM.
 
-The rules that an id stands for, where `-ram` behind the game's name exchanges the picture for the console's 128 bytes:
+The rules that an id stands for, where `-ram` after the game's name exchanges the picture for the console's 128 bytes:
 
 | ids                               | sticky   | frame skip           | max-pool | no-ops   | cap                |
 |-----------------------------------|----------|----------------------|----------|----------|--------------------|
@@ -254,7 +254,7 @@ class AtariGame:
     def clone(self) -> dict[str, Any]:
         """A copy of emulator and screens.
 
-        A copy does not hold the action that a sticky step repeats. A reset forgets it, and so the game goes on behind one.
+        A copy does not hold the action that a sticky step repeats. A reset forgets it, and so the game goes on after one.
         """
         state = self._ale.cloneState(include_rng=True)
         self._ale.reset_game()

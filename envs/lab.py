@@ -264,7 +264,7 @@ class LabGame:
         return self._module.Lab(self._level, list(self._wanted), config=dict(self._config), level_cache=LevelCache())
 
     def reset(self, seed: int | None, observation: NDArray[np.generic], extra: NDArray[np.float32]) -> None:
-        """Open a game; with a seed in a fresh engine, else with the next seed drawn behind the last one given."""
+        """Open a game; with a seed in a fresh engine, else with the next seed drawn after the last one given."""
         try:
             if seed is not None or self._lab is None:
                 self.close()

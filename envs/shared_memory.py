@@ -21,7 +21,7 @@ FAILED = 254  # reply byte: a message that says why follows
 
 
 class SharedMemory:
-    """The arrays that the trainer and its workers both see, laid out one behind the other in one file."""
+    """The arrays that the trainer and its workers both see, laid out one after the other in one file."""
 
     def __init__(self, fd: int, num_envs: int, game: GameDescription, record: Sequence[int], *, create: bool) -> None:
         """Lay the arrays over the file; `create` first makes it long enough."""

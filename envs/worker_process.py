@@ -92,7 +92,7 @@ class Worker:
             self._memory.actions[slot] = action
             self._play(slot)
             if opens:
-                self._memory.seeds[slot] = -1  # the games behind it had none
+                self._memory.seeds[slot] = -1  # the games after it had none
 
     def _open(self, slot: int) -> None:
         self._channel.check_other_side()

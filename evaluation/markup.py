@@ -34,7 +34,7 @@ def _attribute(key: str, value: object) -> str:
 
 
 def joined(children: Iterable[object]) -> Markup:
-    """Several pieces one behind the other, escaped where they are no `Markup`."""
+    """Several pieces one after the other, escaped where they are no `Markup`."""
     return Markup("".join(child if isinstance(child, Markup) else html.escape(str(child)) for child in children))
 
 

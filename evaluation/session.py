@@ -33,7 +33,7 @@ def check(runs: Sequence[str], episodes: int, videos: int, blind_games: int, see
     if not runs:
         raise InputError("expected a run, a checkpoint, zoo/NAME, random:ID or script:ID")
     if not 1 <= episodes <= BLIND_FIRST:
-        raise InputError(f"--episodes {episodes}: expected 1 to {BLIND_FIRST:,}, behind which the blind baselines' games begin")
+        raise InputError(f"--episodes {episodes}: expected 1 to {BLIND_FIRST:,}")
     if videos < 0 or blind_games < 0 or seed < 0:
         raise InputError(f"--videos {videos} --blind-games {blind_games} --seed {seed}: expected 0 or more")
 

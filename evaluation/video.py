@@ -125,7 +125,7 @@ class VideoWriter:
 
     @property
     def _held(self) -> int:
-        """Frames for which the last one is shown behind the end."""
+        """Frames for which the last one is shown after the end."""
         return round(HOLD_SECONDS * self._rate)
 
     @property

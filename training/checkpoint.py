@@ -142,7 +142,7 @@ def save(directory: Path, frames: int, files: Mapping[str, bytes | mmap]) -> Pat
 
 
 def sweep(directory: Path) -> None:
-    """Tidy up behind a run that was killed while it saved: one that was moved aside comes back if its place is empty."""
+    """Tidy up after a run that was killed while it saved: one that was moved aside comes back if its place is empty."""
     for before in directory.glob(_BEFORE + _NAME):
         if not (place := directory / before.name.removeprefix(_BEFORE)).exists() and not before.is_symlink():
             before.rename(place)

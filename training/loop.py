@@ -209,7 +209,7 @@ class Run:
     def save(self, *, clone: bool) -> Path:
         """Write a checkpoint of the run as it stands, drop those that are no longer kept, and wait until that is done.
 
-        `clone` copies the games. Behind a copy a game may go on otherwise than without one, so this is for moments that come in
+        `clone` copies the games. After a copy a game may go on otherwise than without one, so this is for moments that come in
         every run alike; at others (a signal) their last copies and the actions since then are enough.
 
         Raises:
@@ -321,7 +321,7 @@ class Run:
         raise Stopped(self._signal, self.run_dir, self.envs.tasks[0])
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
-        """Stop behind the turn in progress; a second signal ends the process at once, where it is no hangup."""
+        """Stop after the turn in progress; a second signal ends the process at once, where it is no hangup."""
         for each in stopping_signals():  # a terminal that closes hangs up more than once, and so does its shell
             signal.signal(each, signal.SIG_IGN if each == signal.SIGHUP else signal.SIG_DFL)
         self._signal = number
@@ -329,7 +329,7 @@ class Run:
         self._disk.give_up()
         if os.isatty(2):  # the progress line has hidden it, and a second signal would leave it so
             with contextlib.suppress(OSError):  # it may have closed by now
-                os.write(2, _SHOW_CURSOR + b"\nstopping behind a checkpoint; once more, and it stops at once\n")
+                os.write(2, _SHOW_CURSOR + b"\nstopping after a checkpoint; once more, and it stops at once\n")
 
     def _protect(self, error: NonFiniteError) -> ProtectedError:
         """Keep what is not finite for a look at it."""

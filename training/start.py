@@ -163,7 +163,7 @@ def old_run(run_dir: Path, trusted: str | None = None) -> Run:
 def _refuse_links(run_dir: Path) -> None:
     """Look for links where a run writes and deletes: a stranger's would lead to other runs. The run itself may be one."""
     for name in ("checkpoints", "replay", "tensorboard"):
-        for path in (run_dir / name, *(run_dir / name).rglob("*")):
+        for path in itertools.chain([run_dir / name], (run_dir / name).rglob("*")):
             if path.is_symlink():
                 raise InputError(f"{path} is a link, and no run has any; to keep a run elsewhere, let {run_dir} be one")
 
