@@ -118,8 +118,10 @@ class RunConfig(Generic[AgentConfig]):
     """Decides the games, the initial weights and every draw."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the networks are computed."""
-    run_dir: Path | None = None
-    """The run's own directory; runs/<env>-<algorithm>-s<seed> where not given."""
+    run_dir: Annotated[
+        Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/<env>-<algorithm>-s<seed>)")
+    ] = None
+    """The run's own directory."""
     checkpoint_frames: Count = 1_000_000
     """Emulator frames from checkpoint to checkpoint."""
     save_replay: bool = True
@@ -128,21 +130,21 @@ class RunConfig(Generic[AgentConfig]):
     """Arithmetic of the networks; auto is bf16 where the hardware has it."""
     deterministic: bool = False
     """Make CUDA repeat itself bit for bit too, at some cost in speed; the CPU always does."""
-    sticky: float | None = None
+    sticky: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
     """Probability at each emulator frame that the previous action is repeated."""
-    frame_skip: FrameSkip | None = None
+    frame_skip: Annotated[FrameSkip | None, tyro.conf.arg(metavar="K|K-L")] = None
     """Emulator frames that an action is held: 4, or 2-4 for one drawn at each step."""
     full_action_space: bool = False
     """All 18 actions of the console instead of the game's own."""
-    noop_max: int | None = None
+    noop_max: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Open each game with up to this many frames of doing nothing, 0 for none."""
-    max_episode_frames: Count | None = None
+    max_episode_frames: Annotated[Count | None, tyro.conf.arg(metavar="N")] = None
     """Emulator frames after which a game is cut off; `<Game>-v0` ids have 10000 agent steps instead."""
-    image_size: ImageSize | None = None
+    image_size: Annotated[ImageSize | None, tyro.conf.arg(metavar="HxW")] = None
     """Height and width of the picture that the agent sees in a 3D world, in pixels, as in 72x128."""
     game_variables: bool = False
     """Hand out the game's own numbers (health, ammunition) beside the picture, where it has some."""
-    lab_actions: Literal[9, 15] | None = None
+    lab_actions: Annotated[Literal[9, 15] | None, tyro.conf.arg(metavar="{9,15}")] = None
     """Size of DeepMind Lab's action set: 9 as in IMPALA, 15 as in PopArt and R2D2."""
 
     @property
