@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from envs.outputs import outlive_readers
 from training import missing
-from training.outputs import outlive_readers
 
 try:
     import tyro

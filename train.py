@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.outputs import outlive_readers, reader_may_leave
+from envs.outputs import outlive_readers
 
 if TYPE_CHECKING:
     from training.loop import Run
@@ -56,10 +56,10 @@ def _run(args: Sequence[str]) -> int:
         _show_usage()
         return 0 if args else 2
     if args[0] not in verbs:
-        nearest = difflib.get_close_matches(args[0], verbs, n=1)
-        raise InputError(
-            f"unknown command {args[0]!r}; expected {', '.join(verbs)}{f'; nearest: {nearest[0]}' if nearest else ''}"
-        )
+        nearest = difflib.get_close_matches(args[0].lower(), verbs, n=1)
+        example = ", as in train.py ppo --env Berzerk-v0" if args[0].startswith("-") else ""
+        advice = f"; nearest: {nearest[0]}" if nearest else example
+        raise InputError(f"unknown command {args[0]!r}; expected {', '.join(verbs)}{advice}")
     if args[0] == "doctor":
         if args[1:]:
             raise InputError(f"doctor takes no arguments; given {' '.join(args[1:])}")
@@ -70,8 +70,7 @@ def _run(args: Sequence[str]) -> int:
 def _show_usage() -> None:
     from agents.registry import ALGORITHMS
 
-    with reader_may_leave():
-        print(USAGE.format(algorithms="|".join(ALGORITHMS)))
+    print(USAGE.format(algorithms="|".join(ALGORITHMS)))
 
 
 def _doctor() -> int:
@@ -134,10 +133,10 @@ def _resume(args: Sequence[str]) -> int:
             "from here on the run is another one than if it had not been stopped",
             file=sys.stderr,
         )
-    if run.agent.replay is not None and run.agent.replay.first:
+    if run.agent.replay is not None and run.agent.replay.forgotten:
         print(
-            "replay was not saved, as --no-save-replay asked for; it fills again before anything is learned, and "
-            "from here on the run is another one than if it had not been stopped",
+            "replay begins anew, since --no-save-replay asked for it or an older version had it; it fills again before "
+            "anything is learned, and from here on the run is another one than if it had not been stopped",
             file=sys.stderr,
         )
     return _finish(run)

@@ -92,4 +92,4 @@ class Agent(Protocol):
         """Everything that decides what comes next, but for what `replay` says it keeps: nested dicts of tensors and JSON."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back a state."""
+        """Take back a state, once `replay` is filled again."""

@@ -307,13 +307,9 @@ class DQN:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back a state; replay is to be filled beside it.
-
-        Raises:
-            ValueError: rewards in replay are not the game's own, but what an older version had made of them.
-        """
+        """Take back a state, replay being filled again; what an older version had made of its rewards is forgotten."""
         if self.config.reward in ("scale", "normalize") and "in_replay" not in state["rewards"]:
-            raise ValueError("its replay holds what was made of rewards, not these")
+            self.replay.forget()
         self.network.load_state_dict(state["weights"])
         self.target.load_state_dict(state["target"])
         self.shards.refresh()

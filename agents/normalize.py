@@ -38,7 +38,7 @@ class RewardTransform:
             return np.multiply(rewards, self._scale, dtype=np.float32)
         if self._kind == "none":
             return rewards
-        deviation, limit = np.float32(math.sqrt(self._squares / self._count + _EPSILON)), np.float32(_LIMIT)
+        deviation, limit = np.float32(math.sqrt(self._squares / max(self._count, 1) + _EPSILON)), np.float32(_LIMIT)
         normalized: NDArray[np.float32] = np.minimum(np.maximum(rewards / deviation, -limit), limit)
         return normalized
 

@@ -117,6 +117,15 @@ class Replay:
             stacks = torch.stack([self.frames[row - back, slots] for back in reversed(range(self.depth))], 1)
         return as_seen(stacks, self._arrays["age"][row, slots]), self.extra[row, slots]
 
+    def forget(self) -> None:
+        """Fill anew: nothing that is held is sampled, and the newest steps keep their stacks."""
+        self.first = max(self.first, self.complete - self.depth)
+
+    @property
+    def forgotten(self) -> bool:
+        """Whether nothing that is held is sampled."""
+        return 0 < self.complete - self.depth <= self.first
+
     @property
     def oldest(self) -> int:
         """First step that is still there for every environment."""

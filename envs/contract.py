@@ -11,6 +11,7 @@ a new episode. So each observation appears exactly once and in order:
     action:          a0    a1       ignored                    a0'
 """
 
+import re
 import sys
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -31,13 +32,18 @@ class InputError(Exception):
     exit_code = 2
 
     def __str__(self) -> str:
-        """The message; what is no letter, because a file or a user says so, cannot break the line or speak to the terminal."""
-        return "".join(each if each.isprintable() else repr(each)[1:-1] for each in super().__str__())
+        """The message, see `one_line`."""
+        return one_line(super().__str__())
+
+
+def one_line(text: str) -> str:
+    """What is no letter, because a file or a user says so, cannot break the line or speak to the terminal."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 def by_our_pip(hint: str) -> str:
     """A hint in which `pip install` is that of the Python that runs, whichever one the shell would find."""
-    return hint.replace("pip install", f"{sys.executable} -m pip install")
+    return re.sub(r"(python3? -m )?\bpip3? install", lambda _: f"{sys.executable} -m pip install", hint)
 
 
 class GameLost(Exception):  # noqa: N818 - not a fault of the program: games with an engine of their own die now and then

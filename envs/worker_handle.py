@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import os
 import select
 import signal
@@ -188,7 +189,7 @@ class WorkerHandle(Channel):
             self._wait_in_pieces(self._poll, seconds)
 
     def _wait_in_pieces(self, poll: "select.poll", seconds: float) -> None:
-        if not any(poll.poll(_PIECE * 1000) for _ in range(int(seconds / _PIECE))):
+        if not any(poll.poll(_PIECE * 1000) for _ in range(math.ceil(seconds / _PIECE))):
             raise WorkerLostError(f"a worker process has not answered for {seconds:g} seconds")
 
     def read_message(self) -> Any:

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from envs import registry
 from envs.contract import CloneableGame, Game, GameLost, InputError, Outcome, ProtocolOptions
 from envs.cores import keep_to
+from envs.outputs import outlive_readers
 from envs.shared_memory import CLONE, FAILED, RESET, RESTORE, Channel, SharedMemory, description_from, with_tuples
 
 MOST_COPY = 2**20  # bytes of a game's copy, as the JSON that a checkpoint keeps
@@ -139,6 +140,7 @@ def _checked(copy: str) -> str:
 
 def main() -> None:
     """A worker's life; its failures go to the trainer as one message."""
+    outlive_readers()  # which the trainer shares with games that print
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # of a whole job: the trainer still wants its games
         signal.signal(number, signal.SIG_IGN)
     memory, commands, replies = map(int, sys.argv[1:])

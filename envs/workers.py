@@ -90,7 +90,7 @@ class WorkerEnvs:
         try:
             shares = shares_of(self.groups, num_workers or usable_cores())
             busy = num_groups > 1 and size >= _MANY * len(shares)
-            self._shares_cores = share_cores and BINDS and busy and len(shares) == usable_cores() > 1
+            self._shares_cores = share_cores and BINDS and busy and len(shares) == len(cores_in_turn()) == usable_cores() > 1
             cores = _cores_to_keep(env_id, all_of_them=self._shares_cores)
             for slots in shares:
                 order = self._order(slots, options or ProtocolOptions(), record, next(cores))

@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from agents.agent import BrokenOff
+from agents.dqn import DQN
 from envs.contract import InputError
 from envs.shared_memory import RESTORE
 from envs.worker_handle import WorkerHandle
@@ -511,7 +512,32 @@ def test_without_its_replay_a_run_fills_it_again_and_says_so(tmp_path: Path, cap
             next(run.turns)
         assert dqn.updates > updates
     assert train_main(["resume", str(tmp_path / "run")]) == 0
-    assert "replay was not saved, as --no-save-replay asked for" in capsys.readouterr().err
+    assert "replay begins anew, since --no-save-replay asked for it" in capsys.readouterr().err
+
+
+def test_a_replay_of_an_older_version_fills_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It held what had been made of rewards; what is saved then is whole, and goes on as it is."""
+    agent = dataclasses.replace(config_of("dqn", "Bowling-ram-v0", tmp_path).agent, start_frames=600, reward="scale")
+    config = RunConfig("Bowling-ram-v0", agent, total_frames=12_000, checkpoint_frames=3_000, run_dir=tmp_path / "run")
+    with monkeypatch.context() as patch:
+        whole = DQN.state_dict
+        patch.setattr(DQN, "state_dict", lambda agent: {**whole(agent), "rewards": agent.rewards.state_dict()})
+        train(start.new_run("dqn", config), [300])
+    with start.old_run(tmp_path / "run") as run:
+        dqn: Any = run.agent
+        updates, frames = dqn.updates, dqn.frames
+        assert updates > 0
+        assert dqn.replay.forgotten
+        assert dqn.filling
+        while dqn.frames < frames + 900:
+            next(run.turns)
+        assert dqn.updates > updates
+        held = dqn.replay.first
+        run.save(clone=True)
+    with start.old_run(tmp_path / "run") as run:
+        assert run.agent.replay is not None
+        assert run.agent.replay.first == held
+        assert not run.agent.replay.forgotten
 
 
 def test_the_directory_says_which_checkpoints_need_which_pieces_of_replay(tmp_path: Path) -> None:

@@ -158,11 +158,12 @@ def unneeded(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        _say_once(f"{path} cannot be deleted ({error.strerror}); it is needed no more, and the run goes on")
+        say_once(f"{path} cannot be deleted ({error.strerror}); it is needed no more, and the run goes on")
 
 
 @functools.cache
-def _say_once(line: str) -> None:
+def say_once(line: str) -> None:
+    """Print a line to standard error, unless this process has."""
     print(line, file=sys.stderr, flush=True)
 
 

@@ -15,7 +15,6 @@ import tyro
 from envs.contract import InputError
 from envs.registry import brings_code
 from training.config import parse_count
-from training.outputs import reader_may_leave
 
 _ROOT = Path(__file__).absolute().parent.parent
 _TITLE = re.compile(r"\A(╭─[^\n]*|\s*[^\n]*\n\s*-{10,}\s*\n)")  # the second where the terminal has no box-drawing characters
@@ -38,7 +37,6 @@ def _whole_number(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructor
     )
 
 
-@reader_may_leave()
 def parse(kind: Any, args: Sequence[str], *, prog: str, default: Any = None, description: str = "") -> Any:
     """An object of `kind` from command-line arguments.
 

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,9 @@ import typeguard
 import tyro
 
 from agents import registry as agents
-from envs.contract import RULE_FLAGS, GameProtocol, InputError, ProtocolOptions
+from envs.contract import RULE_FLAGS, GameProtocol, InputError, ProtocolOptions, one_line
 from envs.registry import brings_code, tasks_of
-from training.checkpoint import read_file, write_whole
+from training.checkpoint import read_file, say_once, write_whole
 
 AgentConfig = TypeVar("AgentConfig")
 FORMAT = 1  # of config.json
@@ -323,7 +322,8 @@ def load_config(path: Path, trusted: str | None = None) -> tuple[str, RunConfig[
     except FileNotFoundError as error:
         checkpoints = path.parent.parent  # if it is one of a run's checkpoints that was named
         nearest = f"; nearest: {checkpoints.parent}" if checkpoints.name == "checkpoints" else ""
-        raise InputError(f"{path.parent} is not a run: it has no config.json{nearest}") from error
+        lacks = "has no config.json" if path.parent.exists() else "does not exist"
+        raise InputError(f"{path.parent} is not a run: it {lacks}{nearest}") from error
     except _MISFITS as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
@@ -365,7 +365,7 @@ def check_game(path: Path, opened: GameProtocol, versions: Mapping[str, str]) ->
     after = [opened.backend, *(f"{name} {versions[name]}" for name in named)]
     if before != after:
         said = f"trained with {_only_in(before, after)}, here {_only_in(after, before)}; numbers may come out otherwise"
-        print(InputError(f"{path.parent}: {said}"), file=sys.stderr)
+        say_once(one_line(f"{path.parent}: {said}"))
 
 
 def _only_in(value: Any, other: Any) -> str:

@@ -193,9 +193,9 @@ class Run:
         """
         state = checkpoint.load(path)
         try:
-            self.agent.load_state_dict(state["agent"] | {name: state[name] for name in ("weights", "optimizer")})
             if self.agent.replay is not None:
                 self._replay_files.load(self.agent.replay, state["replay"])
+            self.agent.load_state_dict(state["agent"] | {name: state[name] for name in ("weights", "optimizer")})
             self.scores.load_state_dict(state["scores"])
             self.envs.load_state_dict(state["envs"], seeds)
             self.turns.load_state_dict(state["turns"])

@@ -43,9 +43,13 @@ def new_run(algorithm: str, config: RunConfig[Any], say: Callable[[str], None] =
     """
     run_dir = config.run_dir
     assert run_dir is not None
+    if (run_dir / "weights.safetensors").exists():
+        raise InputError(f"{run_dir} is a trained agent, and no run to go on with; --run-dir names another")
     if (run_dir / "config.json").exists():
         goes_on = next_command("train.py resume", run_dir, config.env)
-        raise InputError(f"{run_dir} exists already; {goes_on} goes on to the frames it was begun for, --run-dir names another")
+        raise InputError(
+            f"{run_dir} exists already; {goes_on} goes on to the frames it was begun for, --seed or --run-dir begins another"
+        )
     if run_dir.exists():
         raise InputError(f"{run_dir} exists already and is not a run; --run-dir names another")
     plan = plan_of(config)
@@ -75,9 +79,15 @@ def new_run(algorithm: str, config: RunConfig[Any], say: Callable[[str], None] =
 
 @contextlib.contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM and a hangup unwind, as Ctrl-C does."""
+    """Let SIGTERM and a hangup unwind, as Ctrl-C does; a terminal that closes hangs up more than once."""
     numbers = [number for number in stopping_signals() if number != signal.SIGINT]
-    before = {number: signal.signal(number, lambda number, _: sys.exit(128 + number)) for number in numbers}
+
+    def end(number: int, _: object) -> None:
+        if before.pop(signal.SIGHUP, None) is not None:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # to the end of the process
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in numbers}
     try:
         yield
     finally:
@@ -138,13 +148,13 @@ def old_run(run_dir: Path, trusted: str | None = None) -> Run:
             game is another one here, or none of its checkpoints is whole.
     """
     algorithm, config, plan = load_config(run_dir / "config.json", trusted)
-    _refuse_links(run_dir)
     config = dataclasses.replace(config, run_dir=run_dir)
     pick_device(plan.device)
     with contextlib.ExitStack() as undo:
         lock = Lock(run_dir)
         undo.callback(lock.release)
-        with _refused(f"{run_dir / 'checkpoints'} cannot be tidied up"):
+        with _refused(f"{run_dir} cannot be tidied up"):
+            _refuse_links(run_dir)
             checkpoint.sweep(run_dir / "checkpoints")
         saved = checkpoint.newest(run_dir / "checkpoints", check=replay_files.verify)
         envs = open_envs(config, plan)

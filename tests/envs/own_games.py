@@ -105,6 +105,14 @@ class Refused(Squares):
             time.sleep(1)
 
 
+class Talking(Squares):
+    """Says each step."""
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        print("a step", flush=True)
+        return super().step(action)
+
+
 class LongToOpen(Squares):
     """Takes more than a second to open, and is over with its first step."""
 
@@ -253,6 +261,6 @@ class Uninstalled(Numbers):
 
 
 OPENING = (OldReset, Unopened, Unborn, LongToOpen, LongToSeed, LongToMake)
-OWN = (Squares, Unseen, Failing, Growing, Refused, Stuck, Lost, Kept, Doomed, Crowded, Uninstalled)
+OWN = (Squares, Talking, Unseen, Failing, Growing, Refused, Stuck, Lost, Kept, Doomed, Crowded, Uninstalled)
 for kind in (*OPENING, *OWN, Numbers, Brief, NaNReward, InfiniteObservation, HugeReward):
     gymnasium.register(f"{kind.__name__}-v0", f"tests.envs.own_games:{kind.__name__}", disable_env_checker=True)
