@@ -193,6 +193,7 @@ def test_a_neighbour_that_cannot_be_read_does_not_hold_up_a_save(tmp_path: Path)
 def place() -> Iterator[Path]:
     """A directory of somebody whom permissions bind, as whom the test runs."""
     with tempfile.TemporaryDirectory() as path:
+        state_of(None)  # what is imported for it another user may not be able to read
         is_root = os.geteuid() == 0
         if is_root:
             os.chown(path, 65_534, -1)
