@@ -1,6 +1,7 @@
 """Evaluate agents: `python evaluate.py RUN [RUN ...]`, where RUN is a run, a checkpoint, zoo/NAME, random:ID or script:ID."""
 
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,9 +61,9 @@ def main(args: Sequence[str]) -> int:
     except ModuleNotFoundError as error:
         print(f"evaluate.py: {missing.advice(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:  # while the imports run, too, which take seconds
+    except KeyboardInterrupt as stop:  # while the imports run, too, which take seconds
         print("evaluate.py: stopped; no scores were written", file=sys.stderr)
-        return 130
+        return 128 + (stop.args[0] if stop.args else signal.SIGINT)
 
 
 def _evaluate(args: Sequence[str]) -> int:
@@ -95,6 +96,20 @@ def _evaluate(args: Sequence[str]) -> int:
     return 0
 
 
+def _stop(number: int, _: object) -> None:
+    for each in (signal.SIGTERM, signal.SIGHUP):  # a terminal that closes hangs up more than once, and `timeout` ends twice
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt(number)
+
+
+def end_as_with_ctrl_c() -> None:
+    """Let SIGTERM and a hangup stop this process as Ctrl-C does, but for a hangup that was ignored before, as under nohup."""
+    signal.signal(signal.SIGTERM, _stop)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _stop)
+
+
 if __name__ == "__main__":
     outlive_readers()
+    end_as_with_ctrl_c()
     raise SystemExit(main(sys.argv[1:]))

@@ -1,11 +1,13 @@
 """One call of `evaluate.py`: every subject is measured, then everything is written and shown together."""
 
+import contextlib
+import fcntl
 import glob
 import os
 import re
 import tempfile
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
@@ -50,7 +52,8 @@ def find_all(runs: Sequence[str], policy: str | None, device: str, trusted: str 
         suites = [subject.suite for subject in found if subject.suite]
         found += [replace(each, suite=each.suite and _free_name(each.suite, suites)) for each in tasks]
     if policy is not None and all(subject.algorithm in UNLEARNED for subject in found):
-        raise InputError(f"--policy {policy}: {' and '.join(runs)} learned nothing, and an agent alone has a policy")
+        none = "is no trained agent, and has" if len(runs) == 1 else "are no trained agents, and have"
+        raise InputError(f"--policy {policy}: {' and '.join(runs)} {none} no policy to choose")
     rules = {subject.env: subject.options for subject in reversed(found) if subject.algorithm not in UNLEARNED}
     named: dict[str, Subject] = {}
     for subject in found:
@@ -87,30 +90,30 @@ def run(
     asked: list[Score] = []
     blind: list[Score] = []
     recorded: dict[str, list[Path]] = {}
-    _check_place(out)
-    for subject in found:
-        console.print(f"{subject.name}: {len(games)} games", highlight=False, markup=False)
-        started = time.time_ns()
-        paths = [out / f"{subject.name}-game{game}.mp4" for game in games[:videos]]
-        with Progressing(subject.name, len(games), console) as progress:
-            score, episodes = evaluate(subject, games, seed, paths, progress.over)
-        if subject.algorithm not in UNLEARNED and blind_games:
-            told = f"{subject.name}: {blind_games} games of each player that never looks"
-            console.print(told, highlight=False, markup=False)
-            unseeing = []
-            for player in blind_players(subject, episodes):
-                with Progressing(player.name, blind_games, console) as progress:
-                    unseeing.append(blind_score(player, blind_games, seed, progress.over))
-            score = {**score, "blind_note": blind_note(score, unseeing)}
-            blind += unseeing
-        asked.append(score)
-        recorded[subject.name] = [path for path in paths if path.exists() and path.stat().st_mtime_ns >= started]
-        _remove_videos(out, subject, keep=recorded[subject.name])
-    out.mkdir(parents=True, exist_ok=True)
-    scores = _each_once([*asked, *blind])
-    write_json(out / "scores.json", scores)
-    curves = {subject.name: _curve(subject, subject.metrics) for subject in found if subject.metrics}
-    report.write_report(out / "report.html", scores, curves, recorded, command)
+    with _held(out):
+        for subject in found:
+            console.print(f"{subject.name}: {len(games)} games", highlight=False, markup=False)
+            started = time.time_ns()
+            paths = [out / f"{subject.name}-game{game}.mp4" for game in games[:videos]]
+            with Progressing(subject.name, len(games), console) as progress:
+                score, episodes = evaluate(subject, games, seed, paths, progress.over)
+            if subject.algorithm not in UNLEARNED and blind_games:
+                told = f"{subject.name}: {blind_games} games of each player that never looks"
+                console.print(told, highlight=False, markup=False)
+                unseeing = []
+                for player in blind_players(subject, episodes):
+                    with Progressing(player.name, blind_games, console) as progress:
+                        unseeing.append(blind_score(player, blind_games, seed, progress.over))
+                score = {**score, "blind_note": blind_note(score, unseeing)}
+                blind += unseeing
+            asked.append(score)
+            recorded[subject.name] = [path for path in paths if path.exists() and path.stat().st_mtime_ns >= started]
+            _remove_videos(out, subject, keep=recorded[subject.name])
+        out.mkdir(parents=True, exist_ok=True)
+        scores = _each_once([*asked, *blind])
+        write_json(out / "scores.json", scores)
+        curves = {subject.name: _curve(subject, subject.metrics) for subject in found if subject.metrics}
+        report.write_report(out / "report.html", scores, curves, recorded, command)
     tables.show(scores, console)
     return scores
 
@@ -137,14 +140,36 @@ def _each_once(scores: Sequence[Score]) -> list[Score]:
     return list(named.values())
 
 
-def _check_place(out: Path) -> None:
-    """Refuse a directory that could not be made, before anything is played; it is made when there is something to write."""
-    there = next(path for path in (out, *out.absolute().parents) if os.path.exists(path))
+@contextlib.contextmanager
+def _held(out: Path) -> Iterator[None]:
+    """Make a directory, before anything is played, and hold it for this process; what was made for nothing goes again.
+
+    Raises:
+        InputError: it cannot be made or written to, or another process holds it.
+    """
+    missing = [path for path in (out, *out.absolute().parents) if not os.path.exists(path)]
     try:
-        with tempfile.TemporaryDirectory(dir=there):  # root may write anywhere, it is said of /proc too
-            pass
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out):  # root may write anywhere, it is said of /proc too
+            directory = os.open(out, os.O_RDONLY)
     except OSError as error:
-        raise InputError(f"--out {out} cannot be made: {there} cannot be written to ({error.strerror})") from error
+        raise InputError(f"--out {out} cannot be made or written to: {error.strerror}") from error
+    with contextlib.ExitStack() as undo:
+        undo.callback(os.close, directory)
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise InputError(f"{out} is being written by another evaluate.py; --out names another") from error
+        except OSError:  # some file systems of clusters have no locks
+            pass
+        undo.callback(_remove_empty, missing)
+        yield
+
+
+def _remove_empty(nested: Sequence[Path]) -> None:
+    with contextlib.suppress(OSError):
+        for path in nested:
+            path.rmdir()
 
 
 def _remove_videos(out: Path, subject: Subject, keep: Container[Path]) -> None:

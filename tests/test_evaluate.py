@@ -1,5 +1,6 @@
 """`evaluate.py` as its users meet it."""
 
+import errno
 import json
 import os
 import shutil
@@ -8,8 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -177,8 +178,9 @@ BAD = {
     "a module that is not there": (["random:no.such.module:Id-v0"], "no.such"),
     "a place that cannot be": (["random:CartPole-v1", "--out", "/dev/null/x"], "cannot be made"),
     "a place where root may write and nothing can be": (["random:CartPole-v1", "--out", "/proc/nothing/x"], "cannot be made"),
+    "a place that takes nothing": (["random:CartPole-v1", "--out", "/proc"], "cannot be made or written to"),
     "games of the blind baselines": (["random:CartPole-v1", "--episodes", "1000001"], "expected 1 to 1,000,000"),
-    "a policy for what has none": (["random:CartPole-v1", "script:Bowling-v0", "--policy", "greedy"], "learned nothing"),
+    "a policy for what has none": (["random:CartPole-v1", "script:Bowling-v0", "--policy", "greedy"], "are no trained agents"),
     "a policy that is none": (["random:CartPole-v1", "--policy", "best"], "best"),
 }
 
@@ -263,20 +265,97 @@ def test_an_evaluation_replaces_its_own_earlier_videos_and_no_others(trained: Pa
     assert {path.name for path in tmp_path.iterdir()} - {"scores.json", "report.html"} == {other}
 
 
-def test_ctrl_c_says_that_nothing_was_scored(tmp_path: Path) -> None:
-    """While games are played: one line, and no scores."""
-    command = [sys.executable, "evaluate.py", "random:Bowling-ram-v0", "--out", str(tmp_path / "out")]
-    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background job would ignore it
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=ROOT, text=True, preexec_fn=heed, **pipes) as process:
-        while not list(tmp_path.glob("out/*.partial.mp4")):
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+def recording(out: Path, *before: str, **options: Any) -> "subprocess.Popen[str]":
+    """An evaluation that has begun to record its first game; it heeds signals that a shell's background job would not."""
+
+    def heed() -> None:
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+
+    command = [*before, sys.executable, "evaluate.py", "random:Bowling-ram-v0", "--out", str(out)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": heed, **options}
+    process = subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
+    while not list(out.glob("*.partial.mp4")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_says_that_nothing_was_scored(number: int, tmp_path: Path) -> None:
+    """While games are played: one line, and no scores. Hangups come in numbers, and `timeout` sends SIGTERM twice."""
+    with recording(tmp_path / "out") as process:
+        for _ in range(1 if number == signal.SIGINT else 3):
+            process.send_signal(number)
+            time.sleep(0.01)
         out, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, "evaluate.py: stopped; no scores were written\n")
+    assert (process.returncode, err) == (128 + number, "evaluate.py: stopped; no scores were written\n")
     assert out == "random-Bowling-ram-v0: 30 games\n"
     assert not (tmp_path / "out" / "scores.json").exists()
+
+
+def test_a_terminal_that_closes_stops_it(tmp_path: Path) -> None:
+    """The bar that is taken away then has nowhere to be taken from."""
+    keyboard, screen = os.openpty()
+
+    def own_the_terminal() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        os.close(os.open(os.ttyname(1), os.O_RDWR))  # whoever leads a session and opens one has it
+
+    streams = {"stdin": screen, "stdout": screen, "preexec_fn": own_the_terminal, "start_new_session": True}
+    with recording(tmp_path / "out", **streams) as process:
+        os.close(screen)
+        os.close(keyboard)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (129, "evaluate.py: stopped; no scores were written\n")
+
+
+def test_a_hangup_is_none_under_nohup(tmp_path: Path) -> None:
+    with recording(tmp_path / "out", "nohup") as process:
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert process.returncode == 143
+
+
+def test_a_directory_that_is_being_written_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Until the other one has ended, however it ends. What was made for nothing goes again."""
+    out = tmp_path / "new" / "out"
+    args = ["random:CartPole-v1", "--episodes", "1", "--videos", "0", "--out", str(out)]
+    with recording(out) as process:
+        assert evaluate.main(args) == 2
+        said = f"evaluate.py: {out} is being written by another evaluate.py; --out names another\n"
+        assert capsys.readouterr() == ("", said)
+        assert [path.name for path in out.iterdir()] == ["random-Bowling-ram-v0-game0.partial.mp4"]
+        process.kill()
+        process.communicate()
+    assert evaluate.main(args) == 0
+    assert (out / "scores.json").exists()
+
+
+def test_an_evaluation_that_fails_leaves_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = []
+
+    def play(*_: object) -> None:
+        made.append(Path("new/out").is_dir())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("evaluation.session.evaluate", play)
+    assert evaluate.main(["random:CartPole-v1", "--out", "new/out"]) == 130
+    assert made == [True]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("fault", "code"), [(errno.ENOLCK, 0), (errno.EWOULDBLOCK, 2)])
+def test_where_there_are_no_locks_it_goes_on(fault: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(fault, os.strerror(fault))
+
+    monkeypatch.setattr("evaluation.session.fcntl.flock", refuse)
+    args = ["random:CartPole-v1", "--episodes", "1", "--videos", "0", "--out", str(tmp_path / "out")]
+    assert evaluate.main(args) == code
 
 
 def test_a_foreign_directory_is_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
