@@ -43,7 +43,7 @@ def number(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return "-"
     if float(value).is_integer():
-        return f"{value:,.0f}"
+        return f"{value:z,.0f}"
     return points(value)
 
 

@@ -103,7 +103,9 @@ th, td { text-align: left; vertical-align: top; padding: .4rem .9rem .4rem 0; bo
 th { color: var(--soft); font-weight: 500; }
 thead th { white-space: nowrap; }
 td.number, th.number { text-align: right; overflow-wrap: normal; font-variant-numeric: tabular-nums; white-space: nowrap; }
-td.long { min-width: 12rem; }
+td { overflow-wrap: break-word; }
+td.long { min-width: 8rem; overflow-wrap: anywhere; }
+.other { overflow-x: auto; }
 .facts { max-width: 46rem; }
 .facts th { width: 45%; }
 figure { margin: 1rem 0; }
@@ -202,7 +204,7 @@ def _headline(score: Score) -> Markup:
     if score["human_normalized"] is not None:
         rules = ", under other rules" if by_references_of_other_rules(score) else ""
         words = f"0 is random play, 1 a human player, both as published{rules}"
-        human = f"Human-normalised {score['human_normalized']:.2f}: {words}."
+        human = f"Human-normalised {score['human_normalized']:z.2f}: {words}."
         parts.append(tag("p", human, class_="soft"))
     if score.get("blind_note"):
         parts.append(tag("p", score["blind_note"], class_="warn"))
@@ -237,7 +239,7 @@ def _score_table(group: Sequence[Score]) -> Markup:
 
 def _score_cells(score: Score) -> list[object]:
     statistics = [number(score[name]) for name in ("median", "std", "iqm")]
-    human = "" if score["human_normalized"] is None else f"{score['human_normalized']:.2f}"
+    human = "" if score["human_normalized"] is None else f"{score['human_normalized']:z.2f}"
     counts = [len(score["episodes"]), score["distinct_games"], human]
     return [score["run"], kind_of(score), number(score["mean"]), interval(score["ci95"]), *statistics, *counts]
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from evaluation.rules import (
     Score,
     by_references_of_other_rules,
+    kind_of,
     rules_in_words,
     same_rules,
     suites_in_words,
@@ -45,10 +46,11 @@ def _measured(scores: Sequence[Score]) -> Table:
     for score in scores:
         human = score["human_normalized"]
         cells = [points(score["mean"]) + _interval(score["ci95"]), points(score["median"])]
+        policy = f" ({score['policy']})" if kind_of(score) == "agent" else ""
         table.add_row(
-            escape(score["run"].removesuffix(f"-{score['env']}")),
+            escape(score["run"].removesuffix(f"-{score['env']}") + policy),
             *cells,
-            "-" if human is None else f"{human:.0%}",
+            "-" if human is None else f"{human:z.0%}",
             f"{len(score['episodes'])}",
         )
     return table

@@ -322,6 +322,11 @@ def test_what_is_known_of_a_baseline_stands_beside_it(tmp_path: Path) -> None:
     assert ["Other", "1", "", "not stated", "not stated", "", "sticky 0.25", "Other's paper"] in cells
 
 
+def test_zero_has_no_sign(tmp_path: Path) -> None:
+    (section,) = page_of(tmp_path, score_of(human_normalized=-0.004, mean=-0.0)).find("section")
+    assert "Human-normalised 0.00: " in section.text and "-0" not in section.text
+
+
 def test_references_of_other_rules_are_said_to_be_so(tmp_path: Path) -> None:
     for comparable in (True, False):
         references = [baseline_of("random", 23.1, comparable), baseline_of("human", 160.7, comparable)]

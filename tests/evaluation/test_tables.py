@@ -37,6 +37,16 @@ def test_names_are_no_markup() -> None:
     assert "Note: lr[red]x: 4 games are too few for an interval." in said
 
 
+def test_zero_has_no_sign() -> None:
+    assert " 0% " in shown([score_of(human_normalized=-0.004)]) and " -1% " in shown([score_of(human_normalized=-0.006)])
+
+
+def test_how_an_agent_chose_stands_beside_it() -> None:
+    """What has learned nothing has no choice."""
+    said = shown([score_of("mine", policy="epsilon 0.001"), score_of("other", kind="random", policy="uniform")])
+    assert " mine (epsilon 0.001) " in said and "uniform" not in said
+
+
 def test_references_of_other_rules_are_said_to_be_so() -> None:
     for comparable in (True, False):
         said = shown([score_of(baselines=[baseline_of("human", 160.7, comparable)])])
