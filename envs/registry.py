@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import importlib
+import re
 
 import gymnasium
 
@@ -105,11 +106,27 @@ def _known_ids() -> list[str]:
 
 
 def _nearest(env_id: str, known: list[str]) -> str:
-    folded, by_folded = env_id.lower(), {name.lower(): name for name in sorted(known, reverse=True)}
-    matches = difflib.get_close_matches(folded, by_folded, n=3, cutoff=0.5)
+    """The three that come nearest; of one Atari game first what was asked for in another form, then what the README teaches."""
+    folded, by_folded = env_id.strip().lower(), {name.lower(): name for name in sorted(known, reverse=True)}
+    matches = difflib.get_close_matches(folded, by_folded, n=12, cutoff=0.5)
     if not matches and len(folded) >= _WORD:
         matches = sorted((name for name in by_folded if folded in name), key=len)[:3]
+    nearest_game = difflib.get_close_matches(_game(folded), {_game(name) for name in by_folded}, n=1, cutoff=0.8)
+    form = folded.removeprefix("ale/").removeprefix(_game(folded))  # -ram-v0, say
+
+    def order(name: str) -> tuple[bool, bool, bool, int]:
+        game = _game(name)
+        taught = [f"{game}-v0", f"ale/{game}-v5", f"{game}-ram-v0"] if f"ale/{game}-v5" in by_folded else [name]
+        other_form = name.removeprefix("ale/") != game + form
+        return [game] != nearest_game, other_form, "-ram" in form and "-ram" not in name, [*taught, name].index(name)
+
+    matches = sorted(matches, key=order)[:3]
     return f"nearest: {', '.join(by_folded[match] for match in matches)}" if matches else "no id comes near it"
+
+
+def _game(folded: str) -> str:
+    """What is played, of an id in small letters: `pong` of `ale/pong-ram-v5`."""
+    return re.sub(r"^ale/|(-ram)?(noframeskip|deterministic)?(-v\d+)?$", "", folded)
 
 
 def game_class(env_id: str) -> type[Game]:
