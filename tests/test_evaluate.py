@@ -181,6 +181,7 @@ BAD = {
     "a place that takes nothing": (["random:CartPole-v1", "--out", "/proc"], "cannot be made or written to"),
     "games of the blind baselines": (["random:CartPole-v1", "--episodes", "1000001"], "expected 1 to 1,000,000"),
     "a policy for what has none": (["random:CartPole-v1", "script:Bowling-v0", "--policy", "greedy"], "are no trained agents"),
+    "a policy for random play": (["random:CartPole-v1", "--policy", "greedy"], "is no trained agent, and has no policy"),
     "a policy that is none": (["random:CartPole-v1", "--policy", "best"], "best"),
 }
 
