@@ -1,6 +1,5 @@
 """What a person sees while games are played: a bar on a terminal, a line now and then elsewhere."""
 
-import contextlib
 from time import monotonic
 from typing import Self
 
@@ -40,8 +39,7 @@ class Progressing:
 
     def __exit__(self, *_: object) -> None:
         """Take it away."""
-        with contextlib.suppress(OSError):  # a terminal that has closed, of which the hangup speaks
-            self._bar.stop()
+        self._bar.stop()
 
     def over(self, episode: Episode) -> None:
         """A game has ended."""

@@ -109,7 +109,6 @@ def run(
             asked.append(score)
             recorded[subject.name] = [path for path in paths if path.exists() and path.stat().st_mtime_ns >= started]
             _remove_videos(out, subject, keep=recorded[subject.name])
-        out.mkdir(parents=True, exist_ok=True)
         scores = _each_once([*asked, *blind])
         write_json(out / "scores.json", scores)
         curves = {subject.name: _curve(subject, subject.metrics) for subject in found if subject.metrics}

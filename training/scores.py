@@ -90,4 +90,4 @@ class Scores:
 
 def points(value: float) -> str:
     """A score as it is printed: one decimal from 10 on, two below, where some games have all their points."""
-    return f"{value:,.1f}" if abs(value) >= 10 else f"{value:,.2f}"
+    return f"{value:,.1f}" if abs(value) >= 10 else f"{value:z,.2f}"
