@@ -108,7 +108,7 @@ def _known_ids() -> list[str]:
 def _nearest(env_id: str, known: list[str]) -> str:
     """The three that come nearest; of one Atari game first what was asked for in another form, then what the README teaches."""
     folded, by_folded = env_id.strip().lower(), {name.lower(): name for name in sorted(known, reverse=True)}
-    matches = difflib.get_close_matches(folded, by_folded, n=12, cutoff=0.5)
+    matches = difflib.get_close_matches(folded, by_folded, n=3, cutoff=0.5)
     if not matches and len(folded) >= _WORD:
         matches = sorted((name for name in by_folded if folded in name), key=len)[:3]
     nearest_game = difflib.get_close_matches(_game(folded), {_game(name) for name in by_folded}, n=1, cutoff=0.8)
@@ -120,7 +120,8 @@ def _nearest(env_id: str, known: list[str]) -> str:
         other_form = name.removeprefix("ale/") != game + form
         return [game] != nearest_game, other_form, "-ram" in form and "-ram" not in name, [*taught, name].index(name)
 
-    matches = sorted(matches, key=order)[:3]
+    of_game = [name for name in by_folded if [_game(name)] == nearest_game]
+    matches = sorted(dict.fromkeys([*matches, *of_game]), key=order)[:3]
     return f"nearest: {', '.join(by_folded[match] for match in matches)}" if matches else "no id comes near it"
 
 

@@ -91,11 +91,11 @@ class Sideways:
         yield stacks.T.contiguous().T
 
 
-def test_samples_have_to_lie_one_behind_the_other():
+def test_samples_have_to_lie_one_after_the_other():
     """Else those of a rollout would be written over each other."""
     kept = Activations(STEPS, (slice(0, 4),))
     kept.begin(0, slice(0, 4))
-    with pytest.raises(AssertionError, match="one behind the other"):
+    with pytest.raises(AssertionError, match="one after the other"):
         kept(Sideways(), torch.zeros(4, 8))
 
 

@@ -168,7 +168,7 @@ def test_pixels_move_as_one_number_by_numpy_and_by_torch(shape):
 @pytest.mark.parametrize("units", [512, 16, 9])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float64])
 def test_a_dense_layer_is_torchs_own(precision, units, batch):
-    """For acting and for learning, where a CPU makes other products of it; samples lie one behind the other."""
+    """For acting and for learning, where a CPU makes other products of it; samples lie one after the other."""
     torch.manual_seed(0)
     layer = Dense(3136, units).to(precision)
     inputs = torch.rand(batch, 3136).to(precision)

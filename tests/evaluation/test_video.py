@@ -38,7 +38,7 @@ def number_of(picture: Image) -> int:
 
 
 def decode(path: Path) -> list[Image]:
-    """The frames that were added to a video, without those that hold the last one behind its end."""
+    """The frames that were added to a video, without those that hold the last one after its end."""
     with av.open(str(path)) as container:
         frames = [frame.to_ndarray(format="rgb24").astype(np.uint8) for frame in container.decode(video=0)]
     card = path.with_suffix(".json")
