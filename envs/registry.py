@@ -111,7 +111,8 @@ def _nearest(env_id: str, known: list[str]) -> str:
     matches = difflib.get_close_matches(folded, by_folded, n=3, cutoff=0.5)
     if not matches and len(folded) >= _WORD:
         matches = sorted((name for name in by_folded if folded in name), key=len)[:3]
-    nearest_game = difflib.get_close_matches(_game(folded), {_game(name) for name in by_folded}, n=1, cutoff=0.8)
+    games = dict.fromkeys(map(_game, by_folded))
+    nearest_game = difflib.get_close_matches(_game(folded), games, n=1, cutoff=0.8) or [_game(name) for name in matches[:1]]
     form = folded.removeprefix("ale/").removeprefix(_game(folded))  # -ram-v0, say
 
     def order(name: str) -> tuple[bool, bool, bool, int]:
