@@ -117,14 +117,19 @@ class Replay:
             stacks = torch.stack([self.frames[row - back, slots] for back in reversed(range(self.depth))], 1)
         return as_seen(stacks, self._arrays["age"][row, slots]), self.extra[row, slots]
 
+    @property
+    def newest_stacks(self) -> int:
+        """First step that is seen with those whose outcome is not there yet."""
+        return max(self.first, self.complete - self.depth)
+
     def forget(self) -> None:
         """Fill anew: nothing that is held is sampled, and the newest steps keep their stacks."""
-        self.first = max(self.first, self.complete - self.depth)
+        self.first = self.newest_stacks
 
     @property
     def forgotten(self) -> bool:
         """Whether nothing that is held is sampled."""
-        return 0 < self.complete - self.depth <= self.first
+        return 0 < self.first == self.newest_stacks
 
     @property
     def oldest(self) -> int:

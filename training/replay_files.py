@@ -77,8 +77,8 @@ class ReplayFiles:
         Raises:
             DiskFullError: there was no room, and waiting was given up.
         """
-        if not self._saved:  # but for the stacks that the newest steps are seen with
-            first = max(replay.first, replay.complete - replay.depth)
+        if not self._saved:
+            first = replay.newest_stacks
             return {"pieces": [], "kept": 0, **_standing(replay, first, first)}
         self.advance(replay)
         start = self._next_start(replay)
