@@ -404,15 +404,15 @@ def _as_blocks(stacks: Tensor, precision: torch.dtype) -> Tensor:
     bfloat16 holds a byte exactly.
     """
     places = _places_by_numpy(stacks) if stacks.device.type == "cpu" else _places_by_torch(stacks)
-    return places.view(torch.uint8).flatten(3).to(precision).permute(0, 3, 1, 2)
+    return places.to(precision).permute(0, 3, 1, 2)
 
 
 def _places_by_numpy(stacks: Tensor) -> Tensor:
-    """(B, depth, C, H, W) bytes -> (B, H // 4, W // 4, depth, C, 4) numbers of four, in a third of torch's time."""
+    """(B, depth, C, H, W) bytes -> (B, H // 4, W // 4, depth * C * 16), in a third of torch's time."""
     numbers = _cut(stacks.numpy()).view(np.int32)
     order = _order(*numbers.shape[1:])
     places = np.take(numbers.reshape(len(numbers), order.size), order.ravel(), axis=1, mode="clip")  # sooner than to raise
-    return torch.from_numpy(places.reshape(len(numbers), *order.shape))
+    return torch.from_numpy(places.view(np.uint8).reshape(len(numbers), *order.shape[:2], order[0, 0].size * 4))
 
 
 @functools.cache
@@ -428,13 +428,15 @@ def _places_by_torch(stacks: Tensor) -> Tensor:
     if any(step % torch.int32.itemsize for step in (pixels.storage_offset(), *pixels.stride()[:-1])):
         pixels = pixels.clone(memory_format=torch.contiguous_format)  # so that each row begins where a number of four bytes may
     places: Tensor = _places(pixels.view(torch.int32)).contiguous()
-    return places
+    return places.view(torch.uint8).flatten(3)
 
 
 def _cut(stacks: Any) -> Any:
     """Pictures, of numpy or torch, without what no whole block holds."""
-    height, width = (size // _BLOCK * _BLOCK for size in stacks.shape[-2:])
-    return stacks[..., :height, :width]
+    height, width = stacks.shape[-2:]
+    if height % _BLOCK or width % _BLOCK:
+        return stacks[..., : height // _BLOCK * _BLOCK, : width // _BLOCK * _BLOCK]
+    return stacks
 
 
 def _places(numbers: Any) -> Any:
