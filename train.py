@@ -87,20 +87,21 @@ def _train(algorithm: str, args: Sequence[str]) -> int:
 
     from agents.registry import ALGORITHMS
     from envs import registry
-    from envs.contract import RULE_FLAGS
+    from envs.contract import RULE_FLAGS, as_flags
     from training import command_line, presets, start
     from training.config import RunConfig, default_run_dir
 
     env = command_line.flag(args, "--env")
     rules: dict[str, Any] = {}
+    values = "The values shown are those of no game in particular; with --env ID, those that would run."
     if env is not None:
-        options = registry.game_class(env).options_of(env)
-        rules = {name: getattr(options, name) for name in RULE_FLAGS}
+        game = registry.game_class(env)
+        rules = {name: getattr(game.options_of(env), name) for name in RULE_FLAGS}
+        values = f"Flags that can change the rules of {env}: {as_flags(game.flags)}."
     preset = presets.preset(algorithm, env or "")
     run_config: Any = RunConfig  # of a class that is known here only
     kind = run_config[ALGORITHMS[algorithm].config]
     default = RunConfig(env=tyro.MISSING if env is None else env, agent=preset, **rules)
-    values = "" if env else "The values shown are those of no game in particular; with --env ID, those that would run."
     config = command_line.parse(kind, args, prog=f"train.py {algorithm}", default=default, description=values)
     config.check()
     if config.run_dir is None:

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from envs.contract import GameDescription, GameProtocol, Outcome, ProtocolOptions, refuse_options
 
 SIDE = 84  # pixels
+_MOST = 2**20  # bytes of an emulator's copy, or of a screen's
 MAX_FRAMES = 108_000  # half an hour of play at 60 frames a second
 FRAMES_PER_SECOND = 60.0
 FLAGS = ("sticky", "frame_skip", "full_action_space", "noop_max", "max_episode_frames")  # that change the rules
@@ -140,6 +141,7 @@ class Screen:
 class AtariGame:
     """One Atari game under a protocol."""
 
+    flags = FLAGS
     own_engine = False
 
     @staticmethod
@@ -293,4 +295,8 @@ def _packed(data: bytes) -> str:
 
 
 def _unpacked(text: str) -> bytes:
-    return zlib.decompress(base64.b64decode(text))
+    inflate = zlib.decompressobj()
+    data = inflate.decompress(base64.b64decode(text), _MOST)
+    if not inflate.eof:
+        raise ValueError(f"the copy of a game ends early, or not within {_MOST:,} bytes")
+    return data

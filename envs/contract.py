@@ -156,10 +156,14 @@ def refuse_options(env_id: str, options: ProtocolOptions, known: Collection[str]
         InputError: a flag is given that is not among `known`, names of fields of `ProtocolOptions`.
     """
     given = [name for name in RULE_FLAGS if getattr(options, name) is not None and getattr(options, name) is not False]
-    foreign = [f"--{name.replace('_', '-')}" for name in given if name not in known]
+    foreign = [name for name in given if name not in known]
     if foreign:
-        own = " and ".join(f"--{name.replace('_', '-')}" for name in known) or "none"
-        raise InputError(f"{env_id}: {' and '.join(foreign)} cannot change it; flags that can: {own}")
+        raise InputError(f"{env_id}: {as_flags(foreign)} cannot change it; flags that can: {as_flags(known)}")
+
+
+def as_flags(names: Iterable[str]) -> str:
+    """Fields of `ProtocolOptions` as they are typed."""
+    return " and ".join(f"--{name.replace('_', '-')}" for name in names) or "none"
 
 
 @dataclass(frozen=True)
@@ -197,6 +201,8 @@ class Game(Protocol):
     """One environment, as a family implements it and a worker plays it."""
 
     description: GameDescription
+    flags: tuple[str, ...]
+    """The fields of `ProtocolOptions` that can change its rules."""
     own_engine: bool
     """Whether it plays by turns with a process of its own, the engine, that is best kept on the same core."""
 

@@ -93,6 +93,7 @@ def config_file(env_id: str) -> Path:
 class DoomGame:
     """One scenario or map."""
 
+    flags = FLAGS
     own_engine = True
 
     @staticmethod

@@ -213,6 +213,7 @@ class LevelCache:
 class LabGame:
     """One level of DeepMind Lab."""
 
+    flags = FLAGS
     own_engine = False
 
     @staticmethod

@@ -20,7 +20,7 @@ class RegisteredGame:
     """One environment made by `gymnasium.make`."""
 
     own_engine = False
-    flags: tuple[str, ...] = ()  # that change the rules
+    flags: tuple[str, ...] = ()
 
     @staticmethod
     def options_of(_env_id: str) -> ProtocolOptions:

@@ -58,6 +58,10 @@ class SharedMemory:
         return TimeStep(*fields)
 
 
+class GoneError(BrokenPipeError):
+    """The other side of a channel is gone, as whatever writes to it finds."""
+
+
 class Channel:
     """One-byte signals, and JSON messages with their length before them, over a pair of pipes."""
 
@@ -71,7 +75,7 @@ class Channel:
 
     def write(self, signal: int) -> None:
         """Send one byte."""
-        os.write(self._outgoing, bytes((signal,)))
+        self._write(bytes((signal,)))
 
     def read(self) -> int | None:
         """The next signal; None when the other side is gone."""
@@ -82,12 +86,12 @@ class Channel:
         """Look whether it is still there; for what takes long between two signals.
 
         Raises:
-            BrokenPipeError: it is gone.
+            GoneError: it is not.
         """
         poll = select.poll()
         poll.register(self._incoming, select.POLLIN)
         if any(events & select.POLLHUP for _, events in poll.poll(0)):
-            raise BrokenPipeError
+            raise GoneError
 
     def write_message(self, message: Any) -> None:
         """Send what JSON can say."""
@@ -98,7 +102,13 @@ class Channel:
 
     def write_some(self, data: memoryview) -> int:
         """Send some of these bytes; returns how many."""
-        return os.write(self._outgoing, data)
+        return self._write(data)
+
+    def _write(self, data: bytes | memoryview) -> int:
+        try:
+            return os.write(self._outgoing, data)
+        except BrokenPipeError as error:
+            raise GoneError from error
 
     def read_message(self) -> Any:
         """The next message; an empty dict when the other side is gone."""

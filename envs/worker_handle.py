@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.contract import GameDescription, GameLost, InputError
-from envs.shared_memory import CLONE, FAILED, RESET, RESTORE, Channel, description_from
+from envs.shared_memory import CLONE, FAILED, RESET, RESTORE, Channel, GoneError, description_from
 
 HANG_SECONDS = 120.0  # without a reply, after which a worker counts as hanging
 OPENING = 5  # times as long for each slot, where games open: a level of DeepMind Lab compiled for 71 s on an idle machine
@@ -144,7 +144,7 @@ class WorkerHandle(Channel):
 
     def write(self, signal: int) -> None:
         """Send one byte, to nobody where the worker is gone."""
-        with contextlib.suppress(BrokenPipeError):  # a worker that is gone is reported by `expect`, with its last words
+        with contextlib.suppress(GoneError):  # a worker that is gone is reported by `expect`, with its last words
             super().write(signal)
 
     def write_message(self, message: Any) -> None:
@@ -153,7 +153,7 @@ class WorkerHandle(Channel):
         Raises:
             WorkerLostError: it hangs.
         """
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(GoneError):
             super().write_message(message)
 
     def write_some(self, data: memoryview) -> int:

@@ -14,7 +14,7 @@ from envs import registry
 from envs.contract import CloneableGame, Game, GameLost, InputError, Outcome, ProtocolOptions
 from envs.cores import keep_to
 from envs.outputs import outlive_readers
-from envs.shared_memory import CLONE, FAILED, RESET, RESTORE, Channel, SharedMemory, description_from, with_tuples
+from envs.shared_memory import CLONE, FAILED, RESET, RESTORE, Channel, GoneError, SharedMemory, description_from, with_tuples
 
 MOST_COPY = 2**20  # bytes of a game's copy, as the JSON that a checkpoint keeps
 
@@ -155,7 +155,7 @@ def main() -> None:
 
 
 def _live(channel: Channel, memory: int) -> None:
-    with contextlib.ExitStack() as end, contextlib.suppress(BrokenPipeError):  # the trainer is gone, or wants no more of us
+    with contextlib.ExitStack() as end, contextlib.suppress(GoneError):  # the trainer is gone, or wants no more of us
         told = False
         try:
             worker = Worker(channel)
@@ -163,7 +163,7 @@ def _live(channel: Channel, memory: int) -> None:
             worker.make_games()
             told = True
             worker.serve(memory)
-        except BrokenPipeError:
+        except GoneError:
             raise
         except Exception as error:
             if told:

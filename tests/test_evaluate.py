@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -199,6 +200,11 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_created(
     assert said in err
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_policy_that_is_none_is_answered_with_those_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main(["random:CartPole-v1", "--policy", "best"]) == 2
+    assert set(re.findall(r"'(\w+)'", capsys.readouterr().err)) == {"best", "sample", "greedy"}
 
 
 def test_a_run_without_a_checkpoint_says_when_the_first_one_comes(

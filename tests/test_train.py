@@ -253,7 +253,7 @@ def test_standard_streams_that_are_closed_stay_nobodys(program: str) -> None:
 BAD = {
     "an unknown id": (["ppo", "--env", "Bowlin-v0"], "Bowling-v0"),
     "an id of a family's table that does not exist": (["ppo", "--env", "ALE/Bowling-v0"], "ALE/Bowling-v5"),
-    "no id": (["ppo"], "--env"),
+    "no id": (["ppo"], "train.py: --env is missing. What to play: Berzerk-v0, "),
     "a misspelt flag": (["ppo", "--env", "CartPole-v1", "--totl-frames", "1k"], "--total-frames"),
     "a zero budget": (["ppo", "--env", "CartPole-v1", "--total-frames", "0"], "above zero"),
     "a negative budget": (["ppo", "--env", "CartPole-v1", "--total-frames", "-5"], "--total-frames"),
@@ -551,6 +551,15 @@ def test_help_without_an_id_says_so(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):
             train.main(["ppo", *env, "--help"])
         assert ("of no game in particular" in capsys.readouterr().out) == said
+
+
+@pytest.mark.parametrize(
+    ("env", "flags"), [("CartPole-v1", "none"), ("VizdoomBasic-v1", "--frame-skip and --image-size and --game-variables")]
+)
+def test_help_says_which_flags_change_the_rules(env: str, flags: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train.main(["ppo", "--env", env, "--help"])
+    assert f"Flags that can change the rules of {env}: {flags}." in capsys.readouterr().out
 
 
 def test_help_shows_what_would_run(capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,6 +59,8 @@ def _one_line(box: str) -> str:
     blocks = _RULE.split(_TITLE.sub("", box))
     said = " ".join(re.sub("[│╰╯]|─{2,}", " ", blocks[0]).split())
     said = re.sub(r": no type matching .*[\]>]: (?=[^\]>]*$)", ": ", said)  # of an optional value, the last reason
+    said = re.sub(r"'None', |, 'None'", "", said)  # what stands for no value, and nobody types
+    said = re.sub(r"^Missing from .*?: (--\S+) \S+ (.*) \(required\)$", r"\1 is missing. \2", said)
     nearest = re.findall(r"--[a-z][a-z0-9-]*", blocks[1]) if len(blocks) > 2 and "meant" in blocks[1] else []
     if said.startswith("Unrecognized") and not nearest:
         return f"{said}; --help lists those that there are"

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -66,12 +67,7 @@ def findings() -> Iterator[Finding]:
     yield _probe("doom", "vizdoom", _DOOM, by_our_pip("pip install vizdoom"))
     mends = by_our_pip("pip install miniworld; apt-get install libegl1 libglu1-mesa")
     yield _probe("miniworld", "miniworld", _MINI_WORLD, mends)
-    yield _probe(
-        "dmlab",
-        "deepmind_lab",
-        _LAB,
-        "optional; build its Python package, or `dmlab-gym build` (Python 3.13 and later): see docs/lab.md",
-    )
+    yield _lab()
     yield _probe("video", "av", _ENCODER, by_our_pip("pip install av"))
 
 
@@ -93,6 +89,14 @@ def _memory() -> Finding:
     needs = f"{free / 1e9:.1f} GB free, DQN's default replay of screen images needs up to {_REPLAY / 1e9:.1f} GB"
     fits = int(0.9 * free / _REPLAY * 10) / 10
     return Finding("memory", fits >= 1, needs if fits >= 1 else f"{needs}; take --capacity {max(int(fits * 1e6), 10_000)}")
+
+
+def _lab() -> Finding:
+    """Its module is on no package index, so few have it."""
+    mends = "build its Python package, or `dmlab-gym build` (Python 3.13 and later): see docs/lab.md"
+    if find_spec("deepmind_lab") is None:
+        return Finding("dmlab", True, f"not installed, and optional; to have it, {mends}")
+    return _probe("dmlab", "deepmind_lab", _LAB, mends)
 
 
 def _probe(subject: str, package: str, code: str, mend: str) -> Finding:

@@ -8,7 +8,7 @@ import signal
 import numpy as np
 import pytest
 
-from envs import registry
+from envs import atari, registry
 from envs.contract import TimeStep, game_seeds
 from envs.workers import WorkerEnvs
 from tests.envs.test_contract import FAMILIES, WORLD, every_family, options_for, why_not
@@ -161,6 +161,14 @@ def test_a_game_that_does_not_repeat_itself_is_named():
         np.testing.assert_array_equal(play.envs.recv(1).observation, state["step"]["observation"][2:])
     finally:
         play.envs.close()
+
+
+def test_a_copy_that_grows_without_end_or_ends_early_is_refused():
+    largest = atari._packed(bytes(atari._MOST))
+    assert atari._unpacked(largest) == bytes(atari._MOST)
+    for other in (atari._packed(bytes(2**30)), largest[:-8]):
+        with pytest.raises(ValueError, match="the copy of a game ends early, or not within 1,048,576 bytes"):
+            atari._unpacked(other)
 
 
 def test_a_copy_is_read_where_older_checkpoints_have_it_and_has_the_length_that_is_said():

@@ -59,6 +59,17 @@ def test_what_fails_behind_the_description_is_no_step(failing):
     assert failing.channel.read_message() == {"error": "its engine is gone", "kind": "GameLost"}
 
 
+def test_a_game_whose_own_pipe_breaks_is_no_trainer_that_is_gone(monkeypatch: pytest.MonkeyPatch):
+    def fail(self: Any) -> None:
+        raise BrokenPipeError("its engine is gone")
+
+    monkeypatch.setattr(registry.game_class(BERZERK), "record", fail)
+    worker = Worker()
+    assert worker.channel.read() == FAILED
+    assert worker.channel.read_message()["error"] == "BrokenPipeError: its engine is gone"
+    worker.close()
+
+
 @pytest.mark.parametrize("failing", ["clone"], indirect=True)
 def test_what_fails_in_a_copy_is_no_copy(failing):
     failing.channel.write(CLONE)

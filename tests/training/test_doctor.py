@@ -36,6 +36,17 @@ def test_what_is_missing_or_crashes_or_hangs_costs_one_line(code: str, said: str
     assert doctor._probe("it", "it", code, "pip install it") == doctor.Finding("it", False, said)
 
 
+@pytest.mark.parametrize("installed", [False, True])
+def test_a_module_that_few_have_is_missing_in_nobodys_way(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is there and does not work is."""
+    monkeypatch.setattr(doctor, "find_spec", lambda name: name if installed else None)
+    monkeypatch.setattr(doctor, "_LAB", "raise OSError('no engine')")
+    finding = doctor._lab()
+    assert finding.ok is not installed
+    said = "OSError: no engine; build" if installed else "not installed, and optional; to have it, build"
+    assert finding.text.startswith(said)
+
+
 @pytest.mark.parametrize(("free", "ok", "said"), [(20e9, True, "20.0 GB free"), (4e9, False, "take --capacity 500000")])
 def test_memory_is_held_against_the_default_replay(free: float, ok: bool, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "free_memory", lambda: int(free))
