@@ -53,8 +53,8 @@ def keep_freed_memory() -> None:
 def use_large_pages() -> None:
     """Let what the heap grows by next lie in pages of 2 MB, where the system has such for who asks.
 
-    Each forward pass reads all weights: those of the Nature CNN's dense layer fill 800 pages of 4 KB, more than a processor has the
-    places of at hand. What is too large for the heap keeps small pages. To be called by the thread that Python started with.
+    Each forward pass reads all weights, and those of the Nature CNN's dense layer fill 800 pages of 4 KB: more than a processor
+    has the places of at hand. What is too large for the heap keeps small ones. To be called by the first thread.
     """
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
