@@ -482,7 +482,11 @@ def test_a_run_that_is_ended_while_its_games_open_leaves_nothing(number: int) ->
     """A hangup comes from the terminal, from its shell, and from whatever else has a hand in it."""
     env = "tests.envs.own_games:LongToOpen-v0"
     command = [sys.executable, str(ROOT / "train.py"), "ppo", "--env", env, "--torso", "impala", "--run-dir", "run"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=HERE)
+
+    def heed() -> None:
+        signal.signal(number, signal.SIG_DFL)  # under nohup the tests hear of no hangup, nor does what they start
+
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=HERE, preexec_fn=heed)
     assert process.stderr is not None and process.stderr.readline() == "run: opening 8 games\n"
     assert Path("run/config.json").exists()
     for _ in range(100 if number == signal.SIGHUP else 1):
