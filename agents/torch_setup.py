@@ -65,7 +65,7 @@ def use_large_pages() -> None:
         library.mallopt(_TOP_PAD, _LARGE_PAGES)
         block = library.malloc(_LARGEST - mmap.PAGESIZE)  # more than is free, so the heap grows
         library.mallopt(_TOP_PAD, 2**17)  # as it was
-        if block is not None:  # where memory has a limit
+        if block is not None:  # None where memory has a limit
             begin = block // mmap.PAGESIZE * mmap.PAGESIZE
             library.madvise(begin, max(0, library.sbrk(0) - begin), mmap.MADV_HUGEPAGE)
             library.free(block)
