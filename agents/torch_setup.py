@@ -1,16 +1,14 @@
 """How torch computes: on which device, in which precision."""
 
 import ctypes
-import mmap
 import platform
 
 import torch
 
 from envs.contract import InputError
 
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # as malloc.h numbers them
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
 _LARGEST = 32 * 2**20  # bytes of what comes from the heap; the most that glibc takes
-_LARGE_PAGES = 256 * 2**20  # bytes of the heap that may lie in them
 
 
 def pick_device(name: str) -> torch.device:
@@ -48,24 +46,3 @@ def keep_freed_memory() -> None:
         library = ctypes.CDLL(None)
         library.mallopt(_MMAP_THRESHOLD, _LARGEST)
         library.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def use_large_pages() -> None:
-    """Let what the heap grows by next lie in pages of 2 MB, where the system has such for who asks.
-
-    Each forward pass reads all weights, and those of the Nature CNN's dense layer fill 800 pages of 4 KB: more than a processor
-    has the places of at hand. What is too large for the heap keeps small ones. To be called by the first thread.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        library = ctypes.CDLL(None)
-        library.malloc.restype = library.sbrk.restype = ctypes.c_void_p
-        library.sbrk.argtypes = [ctypes.c_ssize_t]
-        library.free.argtypes = [ctypes.c_void_p]
-        library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-        library.mallopt(_TOP_PAD, _LARGE_PAGES)
-        block = library.malloc(_LARGEST - mmap.PAGESIZE)  # more than is free, so the heap grows
-        library.mallopt(_TOP_PAD, 2**17)  # as it was
-        if block is not None:  # None where memory has a limit
-            begin = block // mmap.PAGESIZE * mmap.PAGESIZE
-            library.madvise(begin, max(0, library.sbrk(0) - begin), mmap.MADV_HUGEPAGE)
-            library.free(block)

@@ -71,6 +71,7 @@ def train(tree: Path, algorithm: str, options: Options, pipe: Connection) -> Non
         updates = (None for turn in Turns(envs, agent, Clock()) if turn.metrics is not None)
         while not agent.updates:  # DQN has metrics while it fills its replay
             next(updates)
+        _rate(agent, updates, 6)  # by then code lies where it will, see training/large_pages.py
         pipe.send("ready")
         with contextlib.suppress(EOFError):  # the end
             while True:

@@ -161,8 +161,8 @@ class Bench:
 
     def _parts(self, opened: ExitStack) -> dict[str, Part]:
         """What is measured; what it needs stays open as long as `opened` is."""
-        ours = self.trainer(opened.enter_context(self.games()), self.seconds)
         third, agent = self.seconds / 3, self.agent()
+        ours = self.trainer(opened.enter_context(self.games()), self.seconds)  # behind the agent, whose weights it moves too
         games = opened.enter_context(self.games(self.players))
         for group in range(len(games.groups)):
             games.recv(group)  # what a reset gives
@@ -296,7 +296,7 @@ class Bench:
             return rate(self.trainer(envs, self.seconds))
 
     def trainer(self, envs: WorkerEnvs, seconds: float) -> Part:
-        """Trains up to the next update; the first is made. With a lag one is under way at both ends of what is timed."""
+        """Trains up to the next update; code and data lie where they stay. With a lag one is under way at both ends."""
         agent = self.agent()
         loop = Turns(envs, agent, Clock())
 
@@ -307,7 +307,8 @@ class Bench:
             assert not envs.lost_games, "a worker died, and was started anew"
             return int(agent.steps - steps)
 
-        train()
+        while not loop.pages.moves:
+            train()
         return Part(train, seconds, begin=train if getattr(agent, "lag", 0) else None)
 
 

@@ -20,6 +20,7 @@ from envs.worker_handle import WorkerLostError
 from training import checkpoint
 from training.command_line import next_command
 from training.disk import Disk
+from training.large_pages import LargePages
 from training.lock import Lock
 from training.metrics import Clock, Metrics, check_state
 from training.replay_files import ReplayFiles
@@ -58,6 +59,7 @@ class Turns:
     def __init__(self, envs: Envs, agent: Agent, clock: Clock) -> None:
         """Begin with the first group."""
         self._envs, self._agent, self._clock = envs, agent, clock
+        self.pages = LargePages()
         self._group = 0  # whose turn it is
         self._observed = False  # whether its step was observed; what is to be learned from it was not yet
         self._waiting: list[tuple[int, TimeStep]] = []  # groups whose step was observed, and that have not acted yet
@@ -80,6 +82,8 @@ class Turns:
         timestep = envs.seen(group)
         with self._clock.measure("learning"):
             metrics = agent.learn()
+        if metrics is not None:
+            self.pages.look()
         self._observed = False
         self._waiting.append((group, timestep))
         self._group = (group + 1) % len(envs.groups)

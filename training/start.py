@@ -17,7 +17,7 @@ import torch
 
 from agents import registry as agents
 from agents.agent import Agent, Setting
-from agents.torch_setup import keep_freed_memory, pick_device, pick_precision, use_large_pages
+from agents.torch_setup import keep_freed_memory, pick_device, pick_precision
 from envs import registry
 from envs.contract import GameDescription, InputError, game_seeds
 from envs.cores import usable_cores
@@ -181,7 +181,6 @@ def _refuse_links(run_dir: Path) -> None:
 def build_agent(algorithm: str, config: RunConfig[Any], plan: Plan, game: GameDescription) -> Agent:
     """The agent of a run, before it has learned anything."""
     keep_freed_memory()
-    use_large_pages()
     torch.set_num_threads(1)  # agents share an update out to threads of their own, see agents/shards.py
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses; read when CUDA starts

@@ -3,7 +3,6 @@
 import platform
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -36,31 +35,3 @@ def test_freed_memory_is_kept():
     # Something small that lies at the end of the heap, as by chance in half of all processes, keeps it too.
     assert all(faults("keep") < 200 for _ in range(5))
     assert any(faults("give back") > 5_000 for _ in range(20))
-
-
-SMALL_OR_LARGE = """
-import sys, torch
-from agents.torch_setup import keep_freed_memory, use_large_pages
-keep_freed_memory()
-if sys.argv[1] == "large":
-    use_large_pages()
-tensors = [torch.ones(3 * 2**20) for _ in range(8)]
-lines = open("/proc/self/smaps_rollup").read().splitlines()
-print(*(line.split()[1] for line in lines if line.startswith("AnonHugePages:")))
-"""
-LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-
-
-@pytest.mark.skipif(
-    not LARGE_PAGES.exists() or "[madvise]" not in LARGE_PAGES.read_text() or platform.libc_ver()[0] != "glibc",
-    reason="this system gives large pages to all or to none",
-)
-def test_tensors_lie_in_large_pages():
-    """Eight tensors of 12 MB, which are 98,304 kB."""
-
-    def kilobytes(word):
-        done = subprocess.run([sys.executable, "-c", SMALL_OR_LARGE, word], capture_output=True, text=True, check=True)
-        return int(done.stdout)
-
-    assert kilobytes("small") < 10_000
-    assert kilobytes("large") > 80_000

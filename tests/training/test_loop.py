@@ -78,6 +78,15 @@ def test_one_group_is_a_plain_loop() -> None:
     assert tape.log[:8] == ["recv 0", "observe 0", "act 0", "send 0 for 0"] * 2
 
 
+def test_code_moves_behind_an_update_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    tape: Any = Tape(groups=2)
+    turns = Turns(tape, tape, Clock())
+    monkeypatch.setattr(turns.pages, "look", lambda: tape.log.append("look"))
+    list(islice(turns, 7))
+    assert tape.log.count("look") == 1
+    assert tape.log[tape.log.index("look") - 2 :][:4] == ["recv 1", "observe 1", "look", "act 0"]
+
+
 def test_the_clock_knows_shares_and_frames() -> None:
     clock = Clock()
     with clock.measure("forward"):
