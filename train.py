@@ -93,16 +93,16 @@ def _train(algorithm: str, args: Sequence[str]) -> int:
 
     env = command_line.flag(args, "--env")
     rules: dict[str, Any] = {}
-    values = "The values shown are those of no game in particular; with --env ID, those that would run."
+    description = "The values shown are those of no game in particular; with --env ID, those that would run."
     if env is not None:
         game = registry.game_class(env)
         rules = {name: getattr(game.options_of(env), name) for name in RULE_FLAGS}
-        values = f"Flags that can change the rules of {env}: {as_flags(game.flags)}."
+        description = f"Flags that can change the rules of {env}: {as_flags(game.flags)}."
     preset = presets.preset(algorithm, env or "")
     run_config: Any = RunConfig  # of a class that is known here only
     kind = run_config[ALGORITHMS[algorithm].config]
     default = RunConfig(env=tyro.MISSING if env is None else env, agent=preset, **rules)
-    config = command_line.parse(kind, args, prog=f"train.py {algorithm}", default=default, description=values)
+    config = command_line.parse(kind, args, prog=f"train.py {algorithm}", default=default, description=description)
     config.check()
     if config.run_dir is None:
         config = dataclasses.replace(config, run_dir=default_run_dir(config.env, algorithm, config.seed))

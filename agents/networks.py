@@ -434,7 +434,7 @@ def _places_by_torch(stacks: Tensor) -> Tensor:
 def _cut(stacks: Any) -> Any:
     """Pictures, of numpy or torch, without what no whole block holds."""
     height, width = stacks.shape[-2:]
-    if height % _BLOCK or width % _BLOCK:
+    if height % _BLOCK or width % _BLOCK:  # else there is no need for a view, which takes 20 us behind a forward pass
         return stacks[..., : height // _BLOCK * _BLOCK, : width // _BLOCK * _BLOCK]
     return stacks
 

@@ -152,7 +152,7 @@ class AtariGame:
 
     def __init__(self, env_id: str, options: ProtocolOptions) -> None:
         """Load the game's ROM into an emulator of its own."""
-        refuse_options(env_id, options, FLAGS)
+        refuse_options(env_id, options, self.flags)
         self.protocol = protocol_of(env_id, options)
         self._rom_path = _rom_path(rom_of(env_id))
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # before the first emulator, which would print a banner

@@ -162,7 +162,7 @@ def refuse_options(env_id: str, options: ProtocolOptions, known: Collection[str]
 
 
 def as_flags(names: Iterable[str]) -> str:
-    """Fields of `ProtocolOptions` as they are typed."""
+    """Fields of `ProtocolOptions` as they are typed; "none" where there are none."""
     return " and ".join(f"--{name.replace('_', '-')}" for name in names) or "none"
 
 

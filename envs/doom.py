@@ -45,7 +45,6 @@ FILE_PREFIX = "doom/"  # of ids that name a scenario's file
 IMAGE_SIZE = (72, 128)  # height and width in pixels
 FRAME_SKIP = (4, 4)
 FRAMES_PER_SECOND = 35.0
-FLAGS = ("frame_skip", "image_size", "game_variables")  # that change the rules
 SCREENS = ((120, 160), (240, 320), (480, 640))  # heights and widths that the engine can draw, in pixels
 _FREE_DATA = ("freedoom1.wad", "freedoom2.wad")  # which ViZDoom brings
 _UNSEEN = ("depth", "labels", "automap", "audio", "notifications")
@@ -93,7 +92,7 @@ def config_file(env_id: str) -> Path:
 class DoomGame:
     """One scenario or map."""
 
-    flags = FLAGS
+    flags = ("frame_skip", "image_size", "game_variables")
     own_engine = True
 
     @staticmethod
@@ -108,7 +107,7 @@ class DoomGame:
             InputError: no such scenario, actions without keys, a flag that Doom does not have, or a frame skip that is drawn.
             GameLost: the engine did not start.
         """
-        refuse_options(env_id, options, FLAGS)
+        refuse_options(env_id, options, self.flags)
         fewest, most = options.frame_skip or FRAME_SKIP
         if fewest != most:
             raise InputError(f"{env_id}: --frame-skip {fewest}-{most} is drawn at each step; Doom takes one number, as in 4")

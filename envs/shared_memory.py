@@ -58,8 +58,8 @@ class SharedMemory:
         return TimeStep(*fields)
 
 
-class GoneError(BrokenPipeError):
-    """The other side of a channel is gone, as whatever writes to it finds."""
+class GoneError(Exception):
+    """The other side of a channel is gone."""
 
 
 class Channel:

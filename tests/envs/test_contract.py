@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from envs import registry
-from envs.contract import GameDescription, InputError, Outcome, ProtocolOptions, TimeStep, game_seeds
+from envs.contract import RULE_FLAGS, GameDescription, InputError, Outcome, ProtocolOptions, TimeStep, game_seeds
 from envs.worker_handle import WorkerError
 from envs.workers import WorkerEnvs, shares_of
 
@@ -360,6 +360,15 @@ def test_refusals_come_through_workers(monkeypatch, tmp_path, capfd):
     with pytest.raises(InputError, match="Refused-v0: its actions are Box"):
         WorkerEnvs("tests.envs.own_games:Refused-v0", 2, num_workers=2)
     assert capfd.readouterr().err == ""
+
+
+@every_family
+def test_a_family_says_which_flags_change_it_and_refuses_the_others(env_id):
+    flags = registry.game_class(env_id).flags
+    assert set(flags) <= set(RULE_FLAGS)
+    for flag in set(RULE_FLAGS) - set(flags):
+        with pytest.raises(InputError, match="cannot change it"):
+            registry.make_game(env_id, ProtocolOptions(**{flag: True}))
 
 
 @pytest.mark.parametrize("options", [ProtocolOptions(sticky=0.0), ProtocolOptions(full_action_space=True)])
