@@ -48,7 +48,7 @@ class LargePages:
             pause: Seconds until it is watched again: DQN begins to learn when it has played for a while.
         """
         self.moves = 0
-        """How often that was done, where there was something to move."""
+        """How often it was time to move something, whether or not anything could be."""
         self._size = _large_page()
         self._watches = False
         self._watch, self._pause = watch, pause

@@ -2,6 +2,7 @@
 
 import ctypes
 import mmap
+import os
 import platform
 import subprocess
 import sys
@@ -112,15 +113,40 @@ def test_changed_code_is_not_forgotten(tmp_path):
     c.munmap(begin, 2 * size)
 
 
-@pytest.mark.parametrize("why", ["never", "cuda"])
+def test_a_file_of_any_name_that_was_cut_ends_nothing(tmp_path):
+    """Reading code of which the file has nothing any more would be a signal that ends the process."""
+    size = large_pages._large_page()
+    if not size:
+        pytest.skip("no large pages here")
+    path = os.fsencode(tmp_path) + b"/c\xf6de"  # no UTF-8
+    with open(path, "wb+") as file:
+        file.truncate(2 * size)
+        c = large_pages._c()
+        begin = c.mmap(None, 2 * size, mmap.PROT_READ | mmap.PROT_EXEC, mmap.MAP_PRIVATE, file.fileno(), 0)
+        page = -(-begin // size) * size
+        assert page in [address for address, _ in large_pages._areas(size, code=True)]
+        file.truncate(0)
+    with pytest.raises(OSError, match="error"):
+        large_pages._copy(page, size)
+    c.munmap(begin, 2 * size)
+
+
+def test_nothing_moves_where_there_is_little_room(monkeypatch):
+    """Nor is that a refusal: there may be more in a minute."""
+    monkeypatch.setattr(large_pages, "free_memory", lambda: 2**30 - 1)
+    monkeypatch.setattr(large_pages, "_areas", None)  # which would be called
+    assert large_pages._move(2**21)
+
+
+@pytest.mark.parametrize("why", ["never", "cuda", "large"])
 def test_nothing_moves(why, tmp_path, monkeypatch):
-    """Where the system gives no large pages, and with CUDA; it counts as looked for all the same."""
+    """Where the system gives no large pages or some of 32 MB, and with CUDA; it counts as looked for all the same."""
     moved = []
     monkeypatch.setattr(large_pages, "_forget", moved.append)
     monkeypatch.setattr(large_pages, "_move", moved.append)
     monkeypatch.setattr(large_pages, "_SETTINGS", tmp_path)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: why == "cuda")
-    (tmp_path / "hpage_pmd_size").write_text("2097152\n")
+    (tmp_path / "hpage_pmd_size").write_text(f"{2**25 if why == 'large' else 2**21}\n")
     (tmp_path / "enabled").write_text("always madvise [never]\n" if why == "never" else "always [madvise] never\n")
     pages = LargePages(watch=0)
     pages.look()
